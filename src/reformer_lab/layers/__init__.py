@@ -1,0 +1,1 @@
+"""Layers: nn.Modules over `reformer_lab.ops`."""
