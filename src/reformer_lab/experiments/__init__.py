@@ -1,0 +1,1 @@
+"""The paper's claims and the experiments that test them: declarations only, free of torch."""

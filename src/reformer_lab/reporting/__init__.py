@@ -1,0 +1,1 @@
+"""Result files, statistics and the report. Reads result files only; never imports training."""
