@@ -1,0 +1,1 @@
+"""The command line: one module for each verb, with `main(argv) -> exit code`."""

@@ -1,0 +1,1 @@
+"""Training: configuration of a run, the loop, optimisers, checkpoints, records."""
