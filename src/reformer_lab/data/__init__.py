@@ -1,0 +1,1 @@
+"""Data: from files, or from a seed alone, to batches of tokens."""
