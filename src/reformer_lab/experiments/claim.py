@@ -245,8 +245,12 @@ class Experiment:
         except MissingResult as missing:
             found, reason = (), f"{missing.args[0]}; {_what_is_missing(results)}"
         judged = {verdict.claim for verdict in found}
+
+        def why(claim: Claim) -> str:
+            return claim.not_run if claim.not_run and not results.arms else reason
+
         return found + tuple(
-            Verdict(claim=claim.id, experiment=self.name, outcome="not run", summary=reason, scale=results.scale)
+            Verdict(claim=claim.id, experiment=self.name, outcome="not run", summary=why(claim), scale=results.scale)
             for claim in self.claims
             if claim.id not in judged
         )
@@ -254,7 +258,7 @@ class Experiment:
 
 def _what_is_missing(results: ExperimentResults) -> str:
     if not results.arms:
-        return "the experiment was not part of this suite"
+        return "no part of this suite"
     parts = [f"{len(results.missing)} of {len(results.arms)} runs missing"] if results.missing else []
     parts += [f"{len(results.failed)} of {len(results.arms)} runs failed"] if results.failed else []
     return ", ".join(parts) or "the results decide nothing about this claim"
