@@ -1,0 +1,57 @@
+"""Score a model over a split."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
+
+import torch
+
+from reformer_lab.errors import UserError
+from reformer_lab.evaluation.metrics import Metrics, Tally
+
+if TYPE_CHECKING:
+    from reformer_lab.data.dataset import Dataset
+    from reformer_lab.models.language_model import ReformerLM
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager:
+    """Return the context in which a model computes: bfloat16 where torch finds it safe, or a context without effect."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+@torch.no_grad()
+def evaluate(
+    model: "ReformerLM",
+    dataset: "Dataset",
+    split: str,
+    *,
+    batch_size: int = 1,
+    limit: int | None = None,
+    generator: torch.Generator | None = None,
+    precision: str = "fp32",
+    progress: Callable[[Metrics], None] | None = None,
+) -> Metrics:
+    """Return the scores of `model` over the first `limit` sequences of `split` (None: all of them).
+
+    The model computes in eval mode: without dropout, with rotations fixed per layer unless `generator` (CPU) draws
+    others. Its mode is restored. `progress` is called after each batch with the scores so far; what it raises ends
+    the evaluation. A split that holds no target is a `UserError`.
+    """
+    device = next(model.parameters()).device
+    tally = Tally()
+    was_training = model.training
+    model.eval()
+    try:
+        for batch in dataset.eval_batches(split, batch_size, limit):
+            mask = None if batch.key_padding_mask is None else batch.key_padding_mask.to(device)
+            targets = batch.targets.to(device)
+            with autocast(device, precision):
+                out = model(batch.tokens.to(device), targets=targets, key_padding_mask=mask, generator=generator)
+            tally.add(out.loss, out.logits, targets)
+            if progress is not None and tally.targets:
+                progress(tally.metrics())
+    finally:
+        model.train(was_training)
+    if tally.targets == 0:
+        raise UserError(f"the {split} split holds nothing to score: give a longer corpus or a larger split")
+    return tally.metrics()

@@ -1,0 +1,104 @@
+"""Checkpoints: `checkpoints/<step>/` with the weights, the optimiser and the loop's counters.
+
+A checkpoint is written into a temporary folder, synced and renamed, so a name without `.tmp-` is a whole checkpoint.
+Checksums find the one that the disk has damaged since; the one before it is used then. Random states and the position
+in the data need no saving: both are functions of the seed and the step.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_model
+
+from reformer_lab.errors import UserError
+from reformer_lab.training.files import TEMPORARY, sha256, sync, sync_all, write_json, writing
+
+CHECKSUMS = "checksums.json"
+WEIGHTS = "model.safetensors"
+STATE = "state.pt"
+KEPT = 2
+"""Checkpoints that are kept: the newest, and one in case it is damaged."""
+
+
+def steps_of(folder: Path) -> list[int]:
+    """Return the steps of the checkpoints in `folder`, oldest first."""
+    if not folder.is_dir():
+        return []
+    return sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdecimal())
+
+
+def save_checkpoint(folder: Path, model: Any, optimizer: torch.optim.Optimizer, counters: dict[str, Any]) -> Path:
+    """Write the checkpoint of step `counters["step"]` and remove all but the newest two; return its folder.
+
+    `counters` holds numbers and text only. Checkpoints of later steps are remains of a damaged end and go too.
+    """
+    step = counters["step"]
+    target = folder / str(step)
+    temporary = folder / f"{TEMPORARY}{os.getpid()}-{step}"
+    with writing(folder):
+        try:
+            for leftover in folder.glob(f"{TEMPORARY}*"):  # of a process that was killed while it wrote
+                shutil.rmtree(leftover)
+            temporary.mkdir(parents=True)
+            model.save_pretrained(temporary)
+            torch.save({"optimizer": optimizer.state_dict(), "counters": counters}, temporary / STATE)
+            write_json(temporary / CHECKSUMS, {path.name: sha256(path) for path in sorted(temporary.iterdir())})
+            sync_all(temporary)
+            if target.exists():
+                shutil.rmtree(target)
+            temporary.rename(target)
+            sync(folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    present = steps_of(folder)
+    kept = [other for other in present if other <= step][-KEPT:]
+    for other in set(present) - set(kept):
+        shutil.rmtree(folder / str(other), ignore_errors=True)
+    return target
+
+
+def damage(folder: Path) -> str | None:
+    """Return what is wrong with a checkpoint, or None."""
+    try:
+        sums = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
+        for name, expected in sums.items():
+            if sha256(folder / name) != expected:
+                return f"{name} does not have its checksum"
+    except (OSError, ValueError, AttributeError) as error:
+        return f"{CHECKSUMS} or a file it names cannot be read ({error})"
+    return None
+
+
+def newest_checkpoint(folder: Path, report: Callable[[str], None]) -> Path | None:
+    """Return the newest checkpoint that is whole, or None if there is none at all.
+
+    A damaged one is passed over and reported. If every one is damaged, a `UserError` says so: starting again from
+    nothing is the user's decision.
+    """
+    steps = steps_of(folder)
+    for step in reversed(steps):
+        wrong = damage(folder / str(step))
+        if wrong is None:
+            return folder / str(step)
+        report(f"checkpoint {folder / str(step)} is damaged: {wrong}; the one before it is used")
+    if steps:
+        raise UserError(f"no checkpoint in {folder} is whole: remove the run's folder to start again")
+    return None
+
+
+def load_weights(checkpoint: Path, model: torch.nn.Module) -> None:
+    """Fill the model's parameters, in place and on their device, from a checkpoint."""
+    load_model(model, checkpoint / WEIGHTS)
+
+
+def load_checkpoint(checkpoint: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Fill model and optimiser from a checkpoint; return the counters that were saved with it."""
+    load_weights(checkpoint, model)
+    state = torch.load(checkpoint / STATE, map_location="cpu", weights_only=True)
+    optimizer.load_state_dict(state["optimizer"])
+    return state["counters"]

@@ -1,0 +1,58 @@
+"""Files that exist whole or not at all, whatever happens to the process or the machine."""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from reformer_lab.errors import UserError
+
+TEMPORARY = ".tmp-"
+"""First letters of the name of everything that is being written."""
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn the system's refusal to write into a `UserError` that names the path and the reason."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        remedy = "free some space" if error.errno == errno.ENOSPC else "choose another folder with --output"
+        raise UserError(f"cannot write {path}: {os.strerror(error.errno)}; {remedy}") from error
+
+
+def sync(path: Path) -> None:
+    """Wait until a file or a folder's list of names is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_all(folder: Path) -> None:
+    """Wait until a folder and the files in it are on the disk."""
+    for path in folder.iterdir():
+        sync(path)
+    sync(folder)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as JSON to `path`: the old content or the new one, never a part."""
+    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
+    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    sync(temporary)
+    temporary.rename(path)
+    sync(path.parent)
+
+
+def sha256(path: Path) -> str:
+    """Return the checksum of a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

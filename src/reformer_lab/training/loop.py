@@ -1,0 +1,256 @@
+"""The training loop. A run that is killed at any instant and started again gives the bits of an uninterrupted one.
+
+Nothing in it carries a random state: the data of a step and every draw in it (dropout, hash rotations) are functions of
+the seed and the step's number. What must be saved is the weights, the optimiser and a few counters.
+"""
+
+import contextlib
+import math
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from reformer_lab.data.dataset import Batch, Dataset, open_dataset
+from reformer_lab.errors import UserError
+from reformer_lab.evaluation.evaluate import autocast, evaluate
+from reformer_lab.evaluation.metrics import IGNORED, Metrics
+from reformer_lab.models.language_model import ReformerLM
+from reformer_lab.seeds import derive_seed
+from reformer_lab.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from reformer_lab.training.config import Evaluation, RunConfig
+from reformer_lab.training.files import TEMPORARY, sync_all, writing
+from reformer_lab.training.interruption import StopRequests
+from reformer_lab.training.optimizers import build_optimizer, learning_rate, set_learning_rate
+from reformer_lab.training.run_folder import RunFolder
+from reformer_lab.training.tracking import Event, MetricsLog, Progress, bits, parameter_count, peak_memory_bytes
+
+
+@dataclass
+class Counters:
+    """What goes on from one step to the next beside weights and optimiser."""
+
+    step: int = 0
+    """Steps done."""
+    seconds: float = 0.0
+    """Time spent, over all calls."""
+    loss_sum: float = 0.0
+    """Sum of the losses since the last line of metrics."""
+    loss_count: int = 0
+    """Steps since the last line of metrics."""
+    metrics_position: int = 0
+    """Bytes of metrics.jsonl."""
+
+
+def train(config: RunConfig, output: Path, progress: Progress | None = None) -> Event:
+    """Train as `config` says in the folder `output` and return the "final" event.
+
+    A folder with an unfinished run of the same configuration: goes on where it was. A finished one: returns what is
+    recorded. SIGINT and SIGTERM: the step is finished and saved, then KeyboardInterrupt or SystemExit(143) is raised.
+    Raises `UserError` for what a user can mend; the last checkpoint is kept.
+    """
+    report = progress or (lambda event: None)
+    with cpu_threads(config.threads), RunFolder(output, config) as folder:
+        final = folder.final()
+        if final is not None:
+            report({"event": "note", "text": f"{output} holds this run, finished: nothing to do"})
+            return final
+        run = Run(config, folder, report)
+        with run.stop, contextlib.closing(run.log):
+            return run.to_the_end()
+
+
+class Run:
+    """One training run, from its newest checkpoint, or from its start."""
+
+    def __init__(self, config: RunConfig, folder: RunFolder, report: Progress) -> None:
+        self.config, self.folder, self.report, self.stop = config, folder, report, StopRequests()
+        # Precision is ours (`autocast`): Accelerate's is a state of the whole process, which runs may not share.
+        self.accelerator = Accelerator(mixed_precision="no")
+        if self.accelerator.num_processes > 1:
+            raise UserError("training in several processes at once is not supported: start one")
+        self.dataset = open_dataset(config.data, config.seed)
+        check_fit(config, self.dataset)
+        folder.claim(self.dataset.fingerprint)
+        self.model = ReformerLM(config.model, seed=config.seed).to(self.accelerator.device)
+        self.optimizer = build_optimizer(config.optimizer, self.model)
+        self.counters, self.saved_step = Counters(), -1
+        checkpoint = newest_checkpoint(folder.checkpoints, lambda text: report({"event": "note", "text": text}))
+        if checkpoint is not None:
+            self.counters = Counters(**load_checkpoint(checkpoint, self.model, self.optimizer))
+            self.saved_step = self.counters.step
+        self.log = MetricsLog(folder.metrics, self.counters.metrics_position)
+        self.prepared = self.accelerator.prepare(self.model)
+        self.began = time.perf_counter() - self.counters.seconds
+        self.timed_steps, self.timed_seconds = 0, 0.0
+        self.answered: tuple[object, Metrics] | None = None
+        report({"event": "start", "data": self.dataset.name, "unit": self.dataset.unit,
+                "parameters": parameter_count(self.model), "device": self.accelerator.device.type,
+                "step": self.counters.step, "steps": config.steps, "output": str(folder.path)})
+
+    def to_the_end(self) -> Event:
+        """Train, evaluate, save: the whole run."""
+        config, counters = self.config, self.counters
+        stopped_early = False
+        while True:
+            if config.eval_every and counters.step > 0 and counters.step % config.eval_every == 0:
+                stopped_early = self.evaluate_on_the_way()
+            if stopped_early or counters.step == config.steps:
+                break
+            self.step()
+            if config.checkpoint_every and counters.step % config.checkpoint_every == 0:
+                self.save()
+            self.leave_if_asked()
+        self.save()
+        scores = {evaluation.name: self.score(evaluation, config.final_split).to_dict()
+                  for evaluation in config.evaluations}
+        self.save_model()
+        return self.record({"event": "final", "step": counters.step, "seconds": self.seconds(),
+                            "parameters": parameter_count(self.model), "evaluations": scores,
+                            "stopped_early": stopped_early})
+
+    def step(self) -> None:
+        """Take one optimiser step. A gradient that is not finite ends the run before it can spoil the weights."""
+        config, counters, began = self.config, self.counters, time.perf_counter()
+        step = counters.step + 1
+        rate = learning_rate(config.optimizer, step, config.steps)
+        set_learning_rate(self.optimizer, rate)
+        batch = self.dataset.train_batch(step - 1, config.batch_size)
+        counted = int((batch.targets != IGNORED).sum())
+        loss = 0.0
+        self.prepared.train()
+        for piece, part in enumerate(cut(batch, config.accumulation)):
+            # A mean over the step's targets, not a mean of the pieces' means: accumulation changes nothing.
+            share = int((part.targets != IGNORED).sum()) / counted
+            part_loss = self.forward(part, derive_seed(config.seed, "step", step, piece)) * share
+            self.accelerator.backward(part_loss)
+            loss += float(part_loss.detach())
+        limit = math.inf if config.optimizer.clip_norm is None else config.optimizer.clip_norm
+        norm = float(self.accelerator.clip_grad_norm_(self.prepared.parameters(), limit))
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise UserError(f"step {step}: the loss is {loss}, the gradient's norm {norm}; the last checkpoint is kept."
+                            "\nTry a lower --optimizer.learning-rate, or --precision fp32, in another --output")
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        counters.step, counters.loss_sum, counters.loss_count = step, counters.loss_sum + loss, counters.loss_count + 1
+        self.timed_steps, self.timed_seconds = self.timed_steps + 1, self.timed_seconds + time.perf_counter() - began
+        self.report_step(batch.tokens.numel(), rate, norm, loss)
+
+    def forward(self, batch: Batch, seed: int) -> torch.Tensor:
+        """Return the loss of a batch, every draw from a generator seeded with `seed`."""
+        device = self.accelerator.device
+        mask = None if batch.key_padding_mask is None else batch.key_padding_mask.to(device)
+        generator = torch.Generator().manual_seed(seed)
+        with autocast(device, self.config.precision):
+            return self.prepared(batch.tokens.to(device), targets=batch.targets.to(device), key_padding_mask=mask,
+                                 generator=generator).loss
+
+    def report_step(self, tokens: int, rate: float, norm: float, loss: float) -> None:
+        """Show the step; write a line of metrics when one is due."""
+        counters, config = self.counters, self.config
+        mean = counters.loss_sum / counters.loss_count
+        speed = tokens * self.timed_steps / self.timed_seconds
+        event = {"step": counters.step, "loss": mean, "bits": bits(mean), "tokens_per_second": speed,
+                 "peak_memory_bytes": peak_memory_bytes(self.accelerator.device)}
+        left = (config.steps - counters.step) * tokens / speed
+        self.report({"event": "step", **event, "seconds_left": left})
+        if counters.step % config.log_every == 0 or counters.step == config.steps:
+            self.record({"event": "train", **event, "learning_rate": rate, "grad_norm": norm,
+                         "seconds": self.seconds()})
+            counters.loss_sum, counters.loss_count = 0.0, 0
+            self.timed_steps, self.timed_seconds = 0, 0.0
+
+    def evaluate_on_the_way(self) -> bool:
+        """Evaluate on the validation split; return whether the run may end."""
+        score = self.score(Evaluation(), "validation")
+        self.record({"event": "eval", "step": self.counters.step, "split": "validation", "name": "own",
+                     **score.to_dict()})
+        goal = self.config.stop_at_accuracy
+        return goal is not None and score.accuracy is not None and score.accuracy >= goal
+
+    def score(self, evaluation: Evaluation, split: str) -> Metrics:
+        """Return the scores of the model with the evaluation's changes; the same question is not computed twice."""
+        config, question = self.config, (self.counters.step, split, evaluation.model)
+        if self.answered is not None and question == self.answered[0]:
+            return self.answered[1]
+
+        def show(so_far: Metrics) -> None:
+            self.report({"event": "scoring", "name": evaluation.name, "split": split, **so_far.to_dict()})
+            self.leave_if_asked()
+
+        model = self.model.with_config(**evaluation.model) if evaluation.model else self.model
+        size = config.eval_batch_size or config.batch_size // config.accumulation
+        score = evaluate(model, self.dataset, split, batch_size=size, limit=config.eval_limit,
+                         precision=config.precision, progress=show)
+        self.answered = question, score
+        return score
+
+    def record(self, event: Event) -> Event:
+        """Write an event down, show it and return it."""
+        self.log.append(event)
+        self.report(event)
+        return event
+
+    def seconds(self) -> float:
+        """Return the time that the run has taken, over all calls."""
+        return time.perf_counter() - self.began
+
+    def save(self) -> None:
+        """Write a checkpoint of this step, unless there is one."""
+        if self.saved_step == self.counters.step:
+            return
+        self.counters.seconds, self.counters.metrics_position = self.seconds(), self.log.sync()
+        save_checkpoint(self.folder.checkpoints, self.model, self.optimizer, asdict(self.counters))
+        self.saved_step = self.counters.step
+
+    def leave_if_asked(self) -> None:
+        """After SIGINT or SIGTERM: save and end the process."""
+        if self.stop.received is not None:
+            self.save()
+            self.report({"event": "note", "text": f"stopped at step {self.counters.step}, saved: "
+                                                  "the same call goes on from there"})
+            self.stop.leave()
+
+    def save_model(self) -> None:
+        """Write the trained model into `model/`, whole or not at all."""
+        target = self.folder.model
+        temporary = target.with_name(f"{TEMPORARY}{target.name}")
+        with writing(target):
+            for leftover in (temporary, target):  # of a call that was killed before it could write "final"
+                if leftover.exists():
+                    shutil.rmtree(leftover)
+            self.model.save_pretrained(temporary)
+            sync_all(temporary)
+            temporary.rename(target)
+            self.log.sync()
+
+
+def cut(batch: Batch, pieces: int) -> list[Batch]:
+    """Cut a batch into equal pieces."""
+    masks = [None] * pieces if batch.key_padding_mask is None else batch.key_padding_mask.chunk(pieces)
+    return [Batch(*parts) for parts in zip(batch.tokens.chunk(pieces), batch.targets.chunk(pieces), masks, strict=True)]
+
+
+def check_fit(config: RunConfig, dataset: Dataset) -> None:
+    """Raise `UserError` unless the model can take the data."""
+    if dataset.vocab_size > config.model.vocab_size:
+        raise UserError(f"vocab_size={config.model.vocab_size}: the data have {dataset.vocab_size} token ids; "
+                        f"set --model.vocab-size {dataset.vocab_size}")
+    if dataset.length > config.model.max_length:
+        raise UserError(f"max_length={config.model.max_length}: the data's sequences have {dataset.length} tokens; "
+                        "raise --model.max-length or shorten the sequences")
+
+
+@contextlib.contextmanager
+def cpu_threads(number: int | None) -> Iterator[None]:
+    """Let torch use `number` threads inside the context. None: as many as it does already."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
