@@ -1,0 +1,201 @@
+"""Where images come from: a folder or a .zip of image files, or downsampled-ImageNet archives.
+
+A source lists its images at once, cheaply, and decodes them one after the other when asked.
+"""
+
+import hashlib
+import io
+import os
+import re
+import zipfile
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import IO, Literal
+
+import numpy as np
+
+from reformer_lab.data.cache import file_signature
+from reformer_lab.errors import UserError
+
+Split = Literal["train", "validation", "test"]
+
+_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+_SPLIT_FOLDERS: dict[str, Split] = {
+    "train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test",
+}
+_LARGEST_FILE = 256 << 20
+"""Bytes of an image file above which it is not read: a guard against archives made to fill the memory."""
+_ROWS = 256
+"""Images of an .npz archive that are in memory at once."""
+_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError, ValueError)
+
+
+class ImageSource(ABC):
+    """Images by number, each with a name and, where the source says so, a split."""
+
+    def __init__(self, path: Path, names: list[str], signature: str) -> None:
+        self.path = path
+        self.names = names
+        self.signature = signature
+        """Changes when the images do."""
+        if not names:
+            raise UserError(f"{path} holds no images: expected {', '.join(sorted(_SUFFIXES))}, or .npz archives")
+
+    def named_splits(self) -> list[Split] | None:
+        """Return each image's split if the source has images for training and for validation apart, else None."""
+        splits = [self._split_of(name) for name in self.names]
+        return [split or "train" for split in splits] if {"train", "validation"} <= set(splits) else None
+
+    def _split_of(self, name: str) -> Split | None:
+        folders = PurePosixPath(name).parts[:-1]
+        return next((_SPLIT_FOLDERS[part.lower()] for part in folders if part.lower() in _SPLIT_FOLDERS), None)
+
+    @abstractmethod
+    def rasters(self, side: int, channels: int) -> Iterator[np.ndarray]:
+        """Yield runs of images in the order of `names`, (n, side * side * channels) uint8 each, in raster order.
+
+        Raises UserError for an image that cannot be read.
+        """
+
+
+class FileImages(ImageSource):
+    """Image files of a folder or of a .zip, sorted by name; decoded, and resized where they have another size."""
+
+    def __init__(self, path: Path, names: list[str], signature: str) -> None:
+        super().__init__(path, sorted(names), signature)
+
+    def rasters(self, side: int, channels: int) -> Iterator[np.ndarray]:
+        if self.path.is_dir():
+            for name in self.names:
+                yield _decode(lambda name=name: (self.path / name).open("rb"),  # type: ignore[misc]
+                              f"{self.path / name}", side, channels)
+            return
+        with zipfile.ZipFile(self.path) as archive:
+            for name in self.names:
+                if archive.getinfo(name).file_size > _LARGEST_FILE:
+                    raise UserError(f"{name} in {self.path} has more than {_LARGEST_FILE:,} bytes: leave it out")
+                yield _decode(lambda name=name: archive.open(name),  # type: ignore[misc]
+                              f"{name} in {self.path}", side, channels)
+
+
+class ArrayImages(ImageSource):
+    """Downsampled-ImageNet archives: `data` is (N, 3 * side * side) uint8, plane after plane (red, green, blue)."""
+
+    def __init__(self, path: Path, archives: list[Path], signature: str) -> None:
+        self.counts = {archive: _shape_of(archive)[0] for archive in archives}
+        super().__init__(path, [f"{archive.name}/{i}" for archive, count in self.counts.items() for i in range(count)],
+                         signature)
+
+    def _split_of(self, name: str) -> Split | None:
+        if re.match(r"train_data_batch_\d+\.npz/", name):
+            return "train"
+        return "validation" if name.startswith("val_data.npz/") else None
+
+    def rasters(self, side: int, channels: int) -> Iterator[np.ndarray]:
+        if channels != 3:
+            raise UserError(f"channels={channels}: the images of {self.path} have 3")
+        for archive, count in self.counts.items():
+            width = _shape_of(archive)[1]
+            if width != 3 * side * side:
+                has = round((width / 3) ** 0.5)
+                raise UserError(f"the images of {archive} have {width} values, expected 3 x {side} x {side}: "
+                                + (f"set side={has}" if 3 * has * has == width else "is it a downsampled ImageNet?"))
+            yield from _array_rows(archive, count, side)
+
+
+def open_source(path: str | Path) -> ImageSource:
+    """Return the images at a path. Raises UserError if there are none, or the archive is damaged."""
+    source = Path(path).expanduser()
+    if source.is_dir():
+        return _open_folder(source)
+    if not source.is_file():
+        raise UserError(f"{source} does not exist: name a folder or an archive of images, or leave it out "
+                        "to use the procedural stand-in")
+    try:
+        signature = file_signature(source)
+        if source.suffix.lower() == ".npz":
+            return ArrayImages(source, [source], signature)
+        with zipfile.ZipFile(source) as archive:
+            members = [info.filename for info in archive.infolist()
+                       if not info.is_dir() and not info.filename.startswith("__MACOSX/")]
+    except zipfile.BadZipFile as error:
+        raise UserError(f"{source} is no readable .zip or .npz ({error}): fetch or make it again") from error
+    except OSError as error:
+        raise UserError(f"{source} cannot be read ({error.strerror or error}): check its permissions") from error
+    images = [name for name in members if PurePosixPath(name).suffix.lower() in _SUFFIXES]
+    if not images and any(name.endswith(".npz") for name in members):
+        raise UserError(f"{source} holds .npz archives: unpack it and name the folder")
+    return FileImages(source, images, signature)
+
+
+def _open_folder(source: Path) -> ImageSource:
+    files = []
+    for folder, folders, names in os.walk(source):
+        folders.sort()
+        files += [Path(folder, name) for name in names if Path(name).suffix.lower() in _SUFFIXES | {".npz"}]
+    names_states = sorted((file.relative_to(source).as_posix(), file.stat()) for file in files)
+    listing = "\n".join(f"{name} {state.st_size} {state.st_mtime_ns}" for name, state in names_states)
+    signature = hashlib.sha256(listing.encode()).hexdigest()
+    names = [name for name, _ in names_states]
+    archives = [source / name for name in names if name.lower().endswith(".npz")]
+    if archives and len(archives) < len(names):
+        raise UserError(f"{source} holds both .npz archives and image files: keep one sort in it")
+    return ArrayImages(source, archives, signature) if archives else FileImages(source, names, signature)
+
+
+def _decode(open_file: Callable[[], IO[bytes]], label: str, side: int, channels: int) -> np.ndarray:
+    """Return one image as (1, side * side * channels) uint8, resized by averaging areas (Pillow's BOX) if need be."""
+    from PIL import Image
+
+    try:
+        with open_file() as file, Image.open(io.BytesIO(file.read())) as image:
+            pixels = image.convert("RGB" if channels == 3 else "L")
+    except (*_DAMAGE, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"{label} is no readable image ({error}): repair it or leave it out") from error
+    if pixels.size != (side, side):
+        pixels = pixels.resize((side, side), Image.Resampling.BOX)
+    return np.asarray(pixels, dtype=np.uint8).reshape(1, -1)
+
+
+def _array_file(archive: zipfile.ZipFile) -> tuple[IO[bytes], tuple[int, ...]]:
+    """Return the stream of the array `data`, at its first value, and its shape. Nothing is ever unpickled."""
+    file = archive.open("data.npy")
+    version = np.lib.format.read_magic(file)
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran_order, dtype = read_header(file)
+    if dtype != np.uint8 or len(shape) != 2 or fortran_order:
+        raise ValueError(f"data is {dtype} of shape {shape}, expected uint8 of (N, 3 * side * side)")
+    return file, shape
+
+
+def _shape_of(archive: Path) -> tuple[int, int]:
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            file, shape = _array_file(opened)
+            file.close()
+    except (*_DAMAGE, KeyError) as error:
+        raise UserError(_no_archive(archive, error)) from error
+    return shape[0], shape[1]
+
+
+def _array_rows(archive: Path, count: int, side: int) -> Iterator[np.ndarray]:
+    """Yield the images of an archive in runs, planes turned into pixels; one run is in memory at a time."""
+    size = 3 * side * side
+    with zipfile.ZipFile(archive) as opened:
+        file, _ = _array_file(opened)
+        for first in range(0, count, _ROWS):
+            rows = min(_ROWS, count - first)
+            try:
+                values = file.read(rows * size)
+            except _DAMAGE as error:
+                raise UserError(_no_archive(archive, error)) from error
+            if len(values) < rows * size:
+                raise UserError(_no_archive(archive, "it ends early"))
+            planes = np.frombuffer(values, dtype=np.uint8).reshape(rows, 3, side * side)
+            yield planes.transpose(0, 2, 1).reshape(rows, size)
+
+
+def _no_archive(archive: Path, reason: object) -> str:
+    return f"{archive} is no usable downsampled-ImageNet archive ({reason}): fetch it again"
