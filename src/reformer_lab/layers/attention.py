@@ -1,0 +1,146 @@
+"""Self-attention layers: projections around the attention operators. No biases, as in the authors' code.
+
+B batch, H heads, L length, D width of a head.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from reformer_lab.ops.full_attention import full_attention, shared_qk_attention
+from reformer_lab.ops.hashing import default_num_buckets, draw_rotations, hash_vectors
+from reformer_lab.ops.local_attention import local_attention
+from reformer_lab.ops.lsh_attention import lsh_attention
+from reformer_lab.ops.random import Draws
+from reformer_lab.seeds import derive_seed
+
+
+class SelfAttention(nn.Module):
+    """Projections to heads and back, around an attention that a subclass gives.
+
+    `shared_qk` True: one projection `query_key` for queries and keys; False: `query` and `key`.
+    """
+
+    def __init__(self, d_model: int, num_heads: int, d_head: int, *, shared_qk: bool, causal: bool, dropout: float):
+        super().__init__()
+        self.num_heads, self.d_head = num_heads, d_head
+        self.shared_qk, self.causal, self.dropout = shared_qk, causal, dropout
+        width = num_heads * d_head
+        if shared_qk:
+            self.query_key = nn.Linear(d_model, width, bias=False)
+        else:
+            self.query = nn.Linear(d_model, width, bias=False)
+            self.key = nn.Linear(d_model, width, bias=False)
+        self.value = nn.Linear(d_model, width, bias=False)
+        self.output = nn.Linear(width, d_model, bias=False)
+        self._calls = 0
+
+    def forward(self, x: Tensor, key_padding_mask: Tensor | None = None, draws: Draws | None = None) -> Tensor:
+        """Return the attention's output (B, L, d_model) for x (B, L, d_model); key_padding_mask (B, L), True = padding.
+
+        `draws` None: new random draws at each call in training, the same ones at each call in evaluation.
+        """
+        attended = self.attend(x, key_padding_mask, self._default_draws() if draws is None else draws)
+        return self.output(attended.transpose(1, 2).flatten(2))
+
+    def attend(self, x: Tensor, key_padding_mask: Tensor | None, draws: Draws) -> Tensor:
+        """Return the heads' outputs (B, H, L, D)."""
+        raise NotImplementedError
+
+    def heads(self, projection: nn.Linear, x: Tensor) -> Tensor:
+        """Return projection(x) as (B, H, L, D)."""
+        return projection(x).unflatten(-1, (self.num_heads, self.d_head)).transpose(1, 2)
+
+    def attention_dropout(self, draws: Draws) -> dict[str, Any]:
+        """Return the operators' dropout arguments for this call."""
+        active = self.training and self.dropout > 0
+        return {"dropout_p": self.dropout, "generator": draws.generator("attention dropout")} if active else {}
+
+    def _default_draws(self) -> Draws:
+        if not self.training:
+            return Draws(0, fixed=True)
+        self._calls += 1
+        return Draws(derive_seed("attention call", self._calls))
+
+
+class FullSelfAttention(SelfAttention):
+    """Exact attention, with shared (paper, section 2) or separate queries and keys."""
+
+    def __init__(self, d_model: int, num_heads: int, d_head: int, *, shared_qk: bool = True, causal: bool = True,
+                 dropout: float = 0.0, key_scale: str = "unit", self_attention: str = "last_resort"):  # fmt: skip
+        super().__init__(d_model, num_heads, d_head, shared_qk=shared_qk, causal=causal, dropout=dropout)
+        self.key_scale, self.self_attention = key_scale, self_attention
+
+    def attend(self, x: Tensor, key_padding_mask: Tensor | None, draws: Draws) -> Tensor:
+        """Return the heads' outputs (B, H, L, D)."""
+        v = self.heads(self.value, x)
+        common = {"causal": self.causal, "key_padding_mask": key_padding_mask, **self.attention_dropout(draws)}
+        if self.shared_qk:
+            qk = self.heads(self.query_key, x)
+            return shared_qk_attention(qk, v, key_scale=self.key_scale, self_attention=self.self_attention, **common)
+        return full_attention(self.heads(self.query, x), self.heads(self.key, x), v, **common)
+
+
+class LocalSelfAttention(SelfAttention):
+    """Attention within windows of chunks, with separate queries and keys."""
+
+    def __init__(self, d_model: int, num_heads: int, d_head: int, *, chunk_length: int = 64, chunks_before: int = 1,
+                 chunks_after: int = 0, causal: bool = True, dropout: float = 0.0):  # fmt: skip
+        super().__init__(d_model, num_heads, d_head, shared_qk=False, causal=causal, dropout=dropout)
+        self.window: dict[str, Any] = {"chunk_length": chunk_length, "chunks_before": chunks_before, "chunks_after": chunks_after}
+
+    def attend(self, x: Tensor, key_padding_mask: Tensor | None, draws: Draws) -> Tensor:
+        """Return the heads' outputs (B, H, L, D)."""
+        return local_attention(
+            self.heads(self.query, x), self.heads(self.key, x), self.heads(self.value, x), causal=self.causal,
+            key_padding_mask=key_padding_mask, **self.window, **self.attention_dropout(draws),
+        )  # fmt: skip
+
+
+class LSHSelfAttention(SelfAttention):
+    """LSH attention (paper, section 2): the arguments are those of `ops.lsh_attention`.
+
+    Rotations are drawn for each call in training, and are fixed in evaluation.
+
+    >>> layer = LSHSelfAttention(d_model=32, num_heads=2, d_head=16, num_hashes=4, chunk_length=8)
+    >>> layer(torch.zeros(1, 100, 32)).shape
+    torch.Size([1, 100, 32])
+    """
+
+    def __init__(self, d_model: int, num_heads: int, d_head: int, *, num_hashes: int = 4,
+                 num_buckets: int | tuple[int, ...] | None = None, chunk_length: int = 64, chunks_before: int = 1,
+                 chunks_after: int = 0, causal: bool = True, coverage: str = "chunk", cross_bucket: bool = False,
+                 correct_duplicates: bool = True, key_scale: str = "unit", dropout: float = 0.0,
+                 share_rotations: bool = False, backend: str = "auto"):  # fmt: skip
+        super().__init__(d_model, num_heads, d_head, shared_qk=True, causal=causal, dropout=dropout)
+        self.num_hashes, self.num_buckets, self.chunk_length = num_hashes, num_buckets, chunk_length
+        self.share_rotations = share_rotations
+        self.options: dict[str, Any] = {
+            "chunks_before": chunks_before, "chunks_after": chunks_after, "coverage": coverage,
+            "cross_bucket": cross_bucket, "correct_duplicates": correct_duplicates, "key_scale": key_scale,
+            "backend": backend,
+        }  # fmt: skip
+
+    def attend(self, x: Tensor, key_padding_mask: Tensor | None, draws: Draws) -> Tensor:
+        """Return the heads' outputs (B, H, L, D)."""
+        qk, v = self.heads(self.query_key, x), self.heads(self.value, x)
+        num_buckets = self.num_buckets
+        if num_buckets is None:
+            num_buckets = default_num_buckets(x.shape[1], self.chunk_length)
+        # Remembered: a recomputation sees x with other rounding errors, which could move a vector to another bucket.
+        buckets = draws.remember("buckets", lambda: self._hash(qk, num_buckets, draws))
+        return lsh_attention(
+            qk, v, num_hashes=self.num_hashes, num_buckets=num_buckets, chunk_length=self.chunk_length,
+            causal=self.causal, key_padding_mask=key_padding_mask, buckets=buckets, **self.options,
+            **self.attention_dropout(draws),
+        ).output  # fmt: skip
+
+    def _hash(self, qk: Tensor, num_buckets: int | tuple[int, ...], draws: Draws) -> Tensor:
+        # Fixed rotations are shared, so that an example's result does not depend on its place in the batch.
+        batch = 1 if self.share_rotations or draws.fixed else qk.shape[0]
+        rotations = draw_rotations(
+            batch, self.num_heads, self.d_head, self.num_hashes, num_buckets, draws.generator("rotations")
+        )
+        with torch.autocast(qk.device.type, enabled=False):
+            return hash_vectors(qk, rotations, num_buckets)

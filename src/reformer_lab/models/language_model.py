@@ -1,0 +1,236 @@
+"""ReformerLM: one class for the whole ladder from the regular Transformer to the Reformer.
+
+B batch, L length, V vocabulary.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from reformer_lab.errors import UserError
+from reformer_lab.layers.attention import FullSelfAttention, LocalSelfAttention, LSHSelfAttention, SelfAttention
+from reformer_lab.layers.blocks import PreNorm, ReversibleStack, TransformerLayer
+from reformer_lab.layers.feed_forward import ChunkedFeedForward
+from reformer_lab.layers.initialization import initialize
+from reformer_lab.layers.positions import AxialPositions, LearnedPositions, SinusoidalPositions
+from reformer_lab.models.config import AttentionKind, ReformerConfig
+from reformer_lab.ops.chunking import chunked_cross_entropy
+from reformer_lab.ops.random import draw_seed, dropout
+from reformer_lab.seeds import derive_seed
+
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+START_TOKEN = 0
+"""The input at the first position of a causal model, and in the place of padding."""
+
+
+class ReformerOutput(NamedTuple):
+    """loss: mean nats per target, or None; logits (B, L, V), or None where the loss was computed in pieces."""
+
+    loss: Tensor | None
+    logits: Tensor | None
+
+
+class ReformerLM(nn.Module):
+    """Language model or bidirectional encoder with an output layer, as `config` says.
+
+    The parameters' initial values follow from `seed` and their names; neither construction nor a forward pass touches the
+    global random state.
+
+    >>> from reformer_lab.models.presets import get_preset
+    >>> model = ReformerLM(get_preset("cpu_tiny"))
+    >>> model(torch.ones(2, 50, dtype=torch.long)).logits.shape
+    torch.Size([2, 50, 258])
+    """
+
+    def __init__(self, config: ReformerConfig, seed: int = 0):
+        super().__init__()
+        self.config = config
+        with torch.device("meta"):  # values come from `initialize`, never from the global generator
+            self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+            self.positions = _positions(config)
+            self.stack = ReversibleStack(
+                [_layer(config, kind) for kind in config.layer_kinds()],
+                reversible=config.reversible,
+                streams=config.residual_streams,
+            )
+            width = config.residual_streams * config.d_model
+            self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+            self.head = None if config.tie_embeddings else nn.Linear(width, config.vocab_size)
+        self.to_empty(device="cpu")
+        initialize(self, seed)
+        self._calls = 0
+
+    def forward(
+        self,
+        tokens: Tensor,
+        targets: Tensor | None = None,
+        key_padding_mask: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> ReformerOutput:
+        """Return the loss and the logits; logits[:, t] predict tokens[:, t] of a causal model, which shifts inside.
+
+        Args:
+            tokens: (B, L) int64 in 0..V-1, L from 1 to config.max_length.
+            targets: (B, L) int64, -100 = not counted. None: the tokens themselves for a causal model, else no loss.
+            key_padding_mask: (B, L) bool, True = padding: the token there is neither seen nor seeing.
+            generator: fixes every draw, dropout and rotations. None: in training new draws at each call, the same
+                sequence of them for each new model; in evaluation rotations fixed per layer.
+
+        Raises:
+            UserError: names a length or a shape that does not fit.
+        """
+        self._check(tokens, targets, key_padding_mask)
+        seed, fixed_draws = self._forward_seed(generator)
+        inputs = tokens if key_padding_mask is None else tokens.masked_fill(key_padding_mask, START_TOKEN)
+        if self.config.causal:
+            inputs = functional.pad(inputs[:, :-1], (1, 0), value=START_TOKEN)
+        x = self.embedding(inputs)
+        if self.positions is not None:
+            x = x + self.positions(tokens.shape[1]).to(x.device, x.dtype)
+        x = self._dropout(x, seed, "embedding")
+        x = self.stack(x, key_padding_mask, seed, fixed_draws)
+        x = self._dropout(self.norm(x), seed, "output")
+
+        if targets is not None and self.config.loss_chunk_length is not None:
+            return ReformerOutput(chunked_cross_entropy(self.logits, x, targets, self.config.loss_chunk_length), None)
+        logits = self.logits(x)
+        if targets is None and self.config.causal:
+            targets = tokens if key_padding_mask is None else tokens.masked_fill(key_padding_mask, -100)
+        loss = None if targets is None else chunked_cross_entropy(lambda logits: logits, logits, targets, None)
+        return ReformerOutput(loss, logits)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return the logits (B, L, V) of normed streams (B, L, streams * d_model)."""
+        if self.head is not None:
+            return self.head(hidden)
+        weight = self.embedding.weight * self.config.d_model**-0.5
+        return functional.linear(hidden, torch.cat([weight] * self.config.residual_streams, dim=1))
+
+    def with_config(self, **changes: Any) -> "ReformerLM":
+        """Return a model with changed fields that shares this one's parameters, for example other hash rounds.
+
+        A UserError names the parameter that the changed model would need otherwise.
+        """
+        other = ReformerLM(self.config.replace(**changes))
+        ours = dict(self.named_parameters())
+        theirs = dict(other.named_parameters())
+        for name in sorted(ours.keys() ^ theirs.keys()):
+            raise UserError(f"changing {', '.join(changes)} would need other parameters: {name} has no counterpart")
+        for name, parameter in theirs.items():
+            if parameter.shape != ours[name].shape:
+                raise UserError(
+                    f"changing {', '.join(changes)} would need {name} of shape {tuple(parameter.shape)}, "
+                    f"not {tuple(ours[name].shape)}"
+                )
+            owner, _, attribute = name.rpartition(".")
+            setattr(other.get_submodule(owner), attribute, ours[name])
+        return other.train(self.training)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write config.json and model.safetensors into `folder`, which is made if it is missing."""
+        from safetensors.torch import save_file
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / CONFIG_FILE).write_text(json.dumps(self.config.to_dict(), indent=2) + "\n", encoding="utf-8")
+        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> "ReformerLM":
+        """Read what `save_pretrained` wrote. A UserError names a missing or damaged file."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        folder = Path(folder)
+        for name in (CONFIG_FILE, WEIGHTS_FILE):
+            if not (folder / name).is_file():
+                raise UserError(f"{folder / name} is missing: {folder} is not a folder that save_pretrained wrote")
+        try:
+            fields = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+            weights = load_file(folder / WEIGHTS_FILE)
+        except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
+            raise UserError(f"{folder} holds a damaged model ({error}): save it again") from None
+        if not isinstance(fields, dict):
+            raise UserError(f"{folder / CONFIG_FILE} must hold a JSON object: save the model again")
+        model = cls(ReformerConfig.from_dict(fields))
+        try:
+            model.load_state_dict(weights)
+        except RuntimeError as error:
+            raise UserError(f"{folder / WEIGHTS_FILE} does not fit {folder / CONFIG_FILE}: {error}") from None
+        return model
+
+    def _forward_seed(self, generator: torch.Generator | None) -> tuple[int, bool]:
+        """Return the seed of all draws of this call, and whether it is the same at every call."""
+        if generator is not None:
+            return draw_seed(generator), False
+        if not self.training:
+            return 0, True
+        self._calls += 1
+        return derive_seed("training call", self._calls), False
+
+    def _dropout(self, x: Tensor, seed: int, place: str) -> Tensor:
+        if not self.training or self.config.dropout == 0:
+            return x
+        generator = torch.Generator(x.device).manual_seed(derive_seed(seed, "dropout", place))
+        return dropout(x, self.config.dropout, generator)
+
+    def _check(self, tokens: Tensor, targets: Tensor | None, key_padding_mask: Tensor | None) -> None:
+        if tokens.dim() != 2 or tokens.shape[0] < 1 or not 1 <= tokens.shape[1] <= self.config.max_length:
+            raise UserError(
+                f"tokens of shape {tuple(tokens.shape)}: expected (batch, length) with a length of 1 to "
+                f"max_length={self.config.max_length}"
+            )
+        for name, other in (("targets", targets), ("key_padding_mask", key_padding_mask)):
+            if other is not None and other.shape != tokens.shape:
+                raise UserError(f"{name} of shape {tuple(other.shape)}: expected that of tokens, {tuple(tokens.shape)}")
+
+
+def _positions(config: ReformerConfig) -> nn.Module | None:
+    if config.positions == "axial":
+        assert config.axial_shape is not None  # checked by the configuration
+        assert config.axial_dims is not None
+        return AxialPositions(config.axial_shape, config.axial_dims)
+    if config.positions == "learned":
+        return LearnedPositions(config.max_length, config.d_model)
+    if config.positions == "sinusoidal":
+        return SinusoidalPositions(config.d_model)
+    return None
+
+
+def _attention(config: ReformerConfig, kind: AttentionKind) -> SelfAttention:
+    shape = (config.d_model, config.num_heads, config.d_head)
+    if kind == "full":
+        return FullSelfAttention(
+            *shape, shared_qk=config.shared_qk, causal=config.causal, dropout=config.attention_dropout,
+            key_scale=config.key_scale, self_attention=config.self_attention,
+        )  # fmt: skip
+    if kind == "local":
+        return LocalSelfAttention(
+            *shape, chunk_length=config.local_chunk_length, chunks_before=config.local_chunks_before,
+            chunks_after=config.local_chunks_after, causal=config.causal, dropout=config.attention_dropout,
+        )  # fmt: skip
+    return LSHSelfAttention(
+        *shape, num_hashes=config.num_hashes, num_buckets=config.num_buckets, chunk_length=config.chunk_length,
+        chunks_before=config.chunks_before, chunks_after=config.chunks_after, causal=config.causal,
+        coverage=config.coverage, cross_bucket=config.cross_bucket, correct_duplicates=config.correct_duplicates,
+        key_scale=config.key_scale, dropout=config.attention_dropout, share_rotations=config.share_rotations,
+        backend=config.lsh_backend,
+    )  # fmt: skip
+
+
+def _layer(config: ReformerConfig, kind: AttentionKind) -> TransformerLayer:
+    feed_forward = ChunkedFeedForward(
+        config.d_model, config.d_ff, activation=config.activation, dropout=config.dropout,
+        chunk_length=config.ff_chunk_length,
+    )  # fmt: skip
+    return TransformerLayer(
+        *(
+            PreNorm(function, config.d_model, dropout=config.dropout, layer_norm_eps=config.layer_norm_eps)
+            for function in (_attention(config, kind), feed_forward)
+        )
+    )

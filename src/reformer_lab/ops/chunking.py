@@ -1,0 +1,60 @@
+"""Apply a function, or a loss, over pieces of the sequence: the memory of one piece, in the backward pass too.
+
+Each piece is recomputed when its gradient is asked for (torch's non-reentrant checkpoint, which also restores
+autocast). Functions with random draws must take them from seeds: the global random state is neither saved nor restored.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+
+def recompute(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """Call `function`, keeping its inputs alone for the backward pass, which calls it again."""
+    if not torch.is_grad_enabled():
+        return function(*inputs)
+    return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
+
+
+def chunked_apply(function: Callable[[int, Tensor], Tensor], x: Tensor, chunk_length: int | None) -> Tensor:
+    """Return the concatenation of function(i, piece i) over pieces of x (B, L, ...) along the length.
+
+    The result is that of one call on the whole when the function treats positions alone (paper, section 3: chunking).
+    `chunk_length` None: one piece, nothing recomputed.
+    """
+    if chunk_length is None or x.shape[1] <= chunk_length:
+        return function(0, x)
+    pieces = x.split(chunk_length, dim=1)
+    return torch.cat([recompute(lambda piece, i=i: function(i, piece), piece) for i, piece in enumerate(pieces)], dim=1)
+
+
+def chunked_cross_entropy(
+    logits_of: Callable[[Tensor], Tensor],
+    hidden: Tensor,
+    targets: Tensor,
+    chunk_length: int | None,
+    ignore_index: int = -100,
+) -> Tensor:
+    """Return the mean cross-entropy in nats over targets (B, L), with the logits of one piece at a time.
+
+    hidden (B, L, D), logits_of: (B, l, D) -> (B, l, V). The loss is computed in fp32 or better. With no target that
+    counts it is 0.
+    """
+
+    def summed(hidden: Tensor, targets: Tensor) -> Tensor:
+        logits = logits_of(hidden)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return functional.cross_entropy(
+            logits.flatten(0, -2), targets.flatten(), ignore_index=ignore_index, reduction="sum"
+        )
+
+    length = chunk_length or max(1, hidden.shape[1])
+    pieces = list(zip(hidden.split(length, dim=1), targets.split(length, dim=1), strict=True))
+    if len(pieces) == 1:
+        total = summed(*pieces[0])
+    else:
+        total = torch.stack([recompute(summed, *piece) for piece in pieces]).sum()
+    return total / (targets != ignore_index).sum().clamp(min=1)

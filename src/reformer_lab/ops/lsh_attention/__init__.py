@@ -1,0 +1,153 @@
+"""LSH attention (paper, section 2): the public function and the choice of a backend. The mathematics: README.md."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from reformer_lab.errors import UserError
+from reformer_lab.ops.hashing import bucket_factors, default_num_buckets, draw_rotations, hash_vectors
+from reformer_lab.ops.lsh_attention import chunked, reference
+from reformer_lab.ops.lsh_attention.options import LSHOptions
+from reformer_lab.ops.random import draw_seed
+
+BACKENDS = {"reference": reference.attend, "torch": chunked.attend}
+
+PRESETS: dict[str, dict[str, object]] = {
+    "paper": {"cross_bucket": False, "correct_duplicates": True},
+    "trax_v1": {"cross_bucket": True, "correct_duplicates": True},
+    "trax_v2": {"cross_bucket": True, "correct_duplicates": False},
+    "huggingface": {"cross_bucket": True, "correct_duplicates": False},
+}
+"""Options of the historic implementations, apart from their look-back from one round into another, which is never done
+here. `lsh_attention(qk, v, **PRESETS["trax_v2"])`."""
+
+
+class LSHAttentionResult(NamedTuple):
+    """What `lsh_attention` returns. output (B, H, L, D_v); logsumexp (B, H, L), fp32 or better; buckets (B, H, R, L)."""
+
+    output: Tensor
+    logsumexp: Tensor
+    buckets: Tensor
+
+
+def lsh_attention(
+    qk: Tensor,
+    v: Tensor,
+    *,
+    num_hashes: int = 4,
+    num_buckets: int | tuple[int, ...] | None = None,
+    chunk_length: int = 64,
+    chunks_before: int = 1,
+    chunks_after: int = 0,
+    causal: bool = True,
+    key_padding_mask: Tensor | None = None,
+    coverage: str = "chunk",
+    cross_bucket: bool = False,
+    correct_duplicates: bool = True,
+    key_scale: str = "unit",
+    dropout_p: float = 0.0,
+    generator: torch.Generator | None = None,
+    rotations: Tensor | None = None,
+    buckets: Tensor | None = None,
+    backend: str = "auto",
+) -> LSHAttentionResult:
+    """Attend to the tokens that share a hash bucket with the query (paper, section 2 and appendix A).
+
+    Args:
+        qk: shared queries and keys (batch, heads, length, d_head), of any length >= 1, fp64, fp32, bf16 or fp16.
+        v: values (batch, heads, length, d_value).
+        num_hashes: hash rounds; the sets of the rounds are united.
+        num_buckets: an even number, a tuple of even factors (the first is the least significant digit of a bucket id),
+            or None for `default_num_buckets`.
+        chunk_length: sorted tokens in a chunk.
+        chunks_before, chunks_after: chunks that a chunk sees besides itself. Never those of another round.
+        causal: see no later token.
+        key_padding_mask: (batch, length) bool, True = padding. Such a token sees nothing and is seen by nothing.
+        coverage: "chunk", the paper's windows of sorted chunks; "bucket", the whole bucket, exactly. Chunk settings then
+            change no result, and with given rotations no output depends on later tokens.
+        cross_bucket: see the whole window instead of the same bucket alone.
+        correct_duplicates: count a pair that several rounds find once (log N_ij of appendix A), instead of as often.
+        key_scale: the logit is q . k/|k| ("unit"), or that over sqrt(d_head) ("unit_over_sqrt_d").
+        dropout_p: probability to drop a weight; a pair is dropped or kept in all rounds alike.
+        generator: source of rotations and dropout. None: one seeded with 0, so that equal calls give equal results. The
+            global generator is never used. A host generator avoids a synchronisation with the GPU.
+        rotations: (batch or 1, heads or 1, d_head, num_hashes, half the sum of the factors), instead of drawn ones.
+        buckets: (batch, heads, num_hashes, length) int64, instead of hashing: replays an earlier result.
+        backend: "auto", or a name in `BACKENDS`.
+
+    A token attends to itself only if it can see nothing else in any round; a row that sees nothing at all gives output 0
+    and logsumexp -inf. Softmax and logsumexp are computed in fp32 or better.
+
+    Raises:
+        UserError: (a ValueError) names the value that cannot be used and the remedy.
+    """
+    _check_inputs(qk, v, key_padding_mask)
+    batch, heads, length, d_head = qk.shape
+    given_rounds = buckets.shape[2] if buckets is not None else rotations.shape[3] if rotations is not None else num_hashes
+    if given_rounds != num_hashes:
+        raise UserError(f"num_hashes={num_hashes}, but the given buckets or rotations hold {given_rounds} rounds")
+    options = LSHOptions(
+        num_hashes=num_hashes, chunk_length=chunk_length, chunks_before=chunks_before, chunks_after=chunks_after,
+        causal=causal, coverage=coverage, cross_bucket=cross_bucket, correct_duplicates=correct_duplicates,
+        logit_scale=_logit_scale(key_scale, d_head), dropout_p=dropout_p,
+    )  # fmt: skip
+    if backend != "auto" and backend not in BACKENDS:
+        raise UserError(f"backend={backend!r}: must be auto or one of {', '.join(BACKENDS)}")
+
+    if num_buckets is None:
+        num_buckets = default_num_buckets(length, chunk_length)
+    bucket_factors(num_buckets)  # a wrong number is an error even where buckets are given
+    if generator is None:
+        generator = torch.Generator().manual_seed(0)
+    if buckets is None:
+        if rotations is None:
+            rotations = draw_rotations(batch, heads, d_head, num_hashes, num_buckets, generator)
+        buckets = hash_vectors(qk, rotations, num_buckets)
+    elif buckets.shape != (batch, heads, num_hashes, length) or buckets.dtype != torch.int64:
+        raise UserError(
+            f"buckets of shape {tuple(buckets.shape)}, {buckets.dtype}: "
+            f"expected {(batch, heads, num_hashes, length)}, torch.int64"
+        )
+    if dropout_p > 0:
+        options = options.with_dropout_seed(draw_seed(generator))
+
+    padding = None
+    if key_padding_mask is not None:
+        padding = key_padding_mask
+        hidden = padding[:, None, :, None]
+        qk, v = qk.masked_fill(hidden, 0), v.masked_fill(hidden, 0)  # not even a NaN comes through
+    attend = BACKENDS["torch" if backend == "auto" else backend]
+    with torch.autocast(qk.device.type, enabled=False):
+        output, logsumexp = attend(qk, v, buckets, padding, options)
+    return LSHAttentionResult(output, logsumexp, buckets)
+
+
+def _logit_scale(key_scale: str, d_head: int) -> float:
+    if key_scale == "unit":
+        return 1.0
+    if key_scale == "unit_over_sqrt_d":
+        return d_head**-0.5
+    raise UserError(f"key_scale={key_scale!r}: must be 'unit' or 'unit_over_sqrt_d'")
+
+
+def _check_inputs(qk: Tensor, v: Tensor, key_padding_mask: Tensor | None) -> None:
+    if qk.dim() != 4 or v.dim() != 4 or qk.shape[:3] != v.shape[:3]:
+        raise UserError(
+            f"qk {tuple(qk.shape)} and v {tuple(v.shape)}: expected (batch, heads, length, width), alike but for the width"
+        )
+    if 0 in qk.shape or 0 in v.shape:
+        raise UserError(f"qk {tuple(qk.shape)} and v {tuple(v.shape)}: every size, the length too, must be at least 1")
+    if qk.dtype != v.dtype or qk.device != v.device or not qk.is_floating_point():
+        raise UserError(
+            f"qk is {qk.dtype} on {qk.device}, v is {v.dtype} on {v.device}: both must have one floating-point type "
+            "and one device"
+        )
+    if key_padding_mask is None:
+        return
+    expected = (qk.shape[0], qk.shape[2])
+    if key_padding_mask.shape != expected or key_padding_mask.dtype != torch.bool:
+        raise UserError(
+            f"key_padding_mask of shape {tuple(key_padding_mask.shape)}, {key_padding_mask.dtype}: expected {expected}, "
+            "torch.bool, True = padding"
+        )

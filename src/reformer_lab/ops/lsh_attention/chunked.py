@@ -1,0 +1,320 @@
+"""LSH attention in plain PyTorch on any device: memory linear in the length, one round at a time.
+
+N batch * heads, L length, D width, R rounds, C chunks of M sorted positions, W chunks in a window, T chunks in a tile.
+
+Tokens are sorted by (bucket, position) in each round and cut into chunks. Work is done in tiles: T query chunks, each
+with its window of W key chunks. Rows are fetched and written by their index in the unsorted tensors; no sorted copy of
+the whole sequence exists. Each pair (query, key) is given to the first round that finds it (or to every one, without
+the correction for duplicates), so that the union of the sets needs no count: the rounds' partial softmaxes are merged
+by their logsumexps. The backward pass recomputes the scores of one tile after another from the saved inputs, output
+and logsumexp.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from reformer_lab.ops.lsh_attention.options import PADDING_BUCKET, LSHOptions
+from reformer_lab.ops.random import keep_pairs
+from reformer_lab.ops.softmax import accumulation_dtype, unit_length
+
+# Scores of one tile: they should stay in the cache of a CPU core, and fill a GPU.
+TILE_SCORES = {"cpu": 1 << 20}
+TILE_SCORES_ELSEWHERE = 1 << 26
+# Codes of positions that see nothing and of keys that nobody sees: further from every real code than a window is wide.
+BLIND_CODE, INVISIBLE_CODE = -(2**60), 2**60
+
+
+def attend(
+    qk_BHLD: Tensor, v_BHLD: Tensor, buckets_BHRL: Tensor, padding_BL: Tensor | None, options: LSHOptions
+) -> tuple[Tensor, Tensor]:
+    """Return the output (B, H, L, D_v) and the logsumexp (B, H, L)."""
+    return _ChunkedLSHAttention.apply(qk_BHLD, v_BHLD, buckets_BHRL, padding_BL, options)
+
+
+class _ChunkedLSHAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, qk_BHLD: Tensor, v_BHLD: Tensor, buckets_BHRL: Tensor, padding_BL: Tensor | None,
+                options: LSHOptions) -> tuple[Tensor, Tensor]:  # fmt: skip
+        layout = _Layout(buckets_BHRL, padding_BL, options, accumulation_dtype(qk_BHLD.dtype))
+        rows = layout.rows
+        q, v = _flat_rows(qk_BHLD), _flat_rows(v_BHLD)
+        k = unit_length(q) * options.logit_scale
+        # One row more than there are positions: the places that fill the last chunk write there.
+        output = v.new_zeros(rows + 1, v.shape[-1])
+        logsumexp = v.new_full((rows + 1,), -math.inf)
+        for hash_round in range(options.num_hashes):
+            for tile in layout.tiles(hash_round):
+                scores = tile.scores(q, k)
+                partial = scores.logsumexp(-1, keepdim=True)
+                weights = scores.sub_(_finite(partial)).exp_()
+                if tile.keep is not None:
+                    weights = weights * tile.keep
+                merge_into(output, logsumexp, tile.query_rows, weights @ tile.window(v), partial.squeeze(-1))
+        output, logsumexp = output[:rows], logsumexp[:rows]
+        alone = layout.alone(logsumexp)
+        output = torch.where(alone[:, None], v * layout.self_keep(), output)
+        logsumexp = torch.where(alone, (q * k).sum(-1), logsumexp)
+
+        output_BHLD = output.view(v_BHLD.shape).to(v_BHLD.dtype)
+        ctx.save_for_backward(qk_BHLD, v_BHLD, buckets_BHRL, padding_BL, output_BHLD, logsumexp, alone)
+        ctx.options = options
+        return output_BHLD, logsumexp.view(qk_BHLD.shape[:3])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_output_BHLD: Tensor, d_logsumexp_BHL: Tensor) -> tuple[Tensor | None, ...]:
+        qk_BHLD, v_BHLD, buckets_BHRL, padding_BL, output_BHLD, logsumexp, alone = ctx.saved_tensors
+        options: LSHOptions = ctx.options
+        layout = _Layout(buckets_BHRL, padding_BL, options, accumulation_dtype(qk_BHLD.dtype))
+        rows = layout.rows
+        q, v, d_output = _flat_rows(qk_BHLD), _flat_rows(v_BHLD), _flat_rows(d_output_BHLD)
+        k = unit_length(q) * options.logit_scale
+        d_logsumexp = d_logsumexp_BHL.reshape(rows).to(q.dtype)
+        # d logit = weight * (d weight - shift): the softmax's own term, less what the logsumexp's gradient adds.
+        shift = (d_output * _flat_rows(output_BHLD)).sum(-1) - d_logsumexp
+        finite_logsumexp = _finite(logsumexp)
+
+        d_q, d_k = q.new_zeros(rows + 1, q.shape[-1]), q.new_zeros(rows + 1, q.shape[-1])
+        d_v = v.new_zeros(rows + 1, v.shape[-1])
+        for hash_round in range(options.num_hashes):
+            for tile in layout.tiles(hash_round):
+                d_output_TMD = tile.queries(d_output)
+                weights = tile.scores(q, k).sub_(tile.queries(finite_logsumexp)[..., None]).exp_()
+                kept = weights if tile.keep is None else weights * tile.keep
+                tile.add_to_window(d_v, kept.transpose(1, 2) @ d_output_TMD)
+                d_weights = d_output_TMD @ tile.window(v).transpose(1, 2)
+                if tile.keep is not None:
+                    d_weights *= tile.keep
+                d_scores = weights.mul_(d_weights.sub_(tile.queries(shift)[..., None]))
+                tile.add_to_queries(d_q, d_scores @ tile.window(k))
+                tile.add_to_window(d_k, d_scores.transpose(1, 2) @ tile.queries(q))
+
+        d_q, d_k, d_v = d_q[:rows], d_k[:rows], d_v[:rows]
+        # A token alone: output v, logsumexp q . k of itself.
+        d_self = (alone * d_logsumexp)[:, None]
+        d_q += d_self * k
+        d_k += d_self * q
+        d_v += alone[:, None] * d_output * layout.self_keep()
+        d_qk = d_q + options.logit_scale * _unit_length_backward(q, d_k)
+        return d_qk.view_as(qk_BHLD).to(qk_BHLD.dtype), d_v.view_as(v_BHLD).to(v_BHLD.dtype), None, None, None
+
+
+def _flat_rows(x_BHLD: Tensor) -> Tensor:
+    return x_BHLD.reshape(-1, x_BHLD.shape[-1]).to(accumulation_dtype(x_BHLD.dtype))
+
+
+def _finite(logsumexp: Tensor) -> Tensor:
+    """Replace -inf, the logsumexp of nothing, by 0: what is subtracted from it then stays -inf and not NaN."""
+    return logsumexp.masked_fill(logsumexp == -math.inf, 0.0)
+
+
+def _unit_length_backward(x: Tensor, d_unit: Tensor) -> Tensor:
+    """Return the gradient of x from that of x / |x|."""
+    squared = x.square().sum(-1, keepdim=True)
+    zero = squared == 0
+    inverse = squared.masked_fill(zero, 1.0).rsqrt().masked_fill(zero, 0.0)
+    unit = x * inverse
+    return (d_unit - unit * (unit * d_unit).sum(-1, keepdim=True)) * inverse
+
+
+def merge_into(output: Tensor, logsumexp: Tensor, rows: Tensor, partial_output: Tensor, partial: Tensor) -> None:
+    """Merge partial softmaxes into those of the given rows, in place, weighted by their shares of the partition function."""
+    rows = rows.flatten()
+    partial_output, partial = partial_output.flatten(0, -2), partial.flatten()
+    before = logsumexp.index_select(0, rows)
+    after = torch.logaddexp(before, partial)
+    finite = _finite(after)
+    merged = output.index_select(0, rows).mul_((before - finite).exp_()[:, None])
+    merged.addcmul_(partial_output, (partial - finite).exp_()[:, None])
+    output.index_copy_(0, rows, merged)
+    logsumexp.index_copy_(0, rows, after)
+
+
+class _Layout:
+    """The sorted order of every round, and the tiles in which a round is computed."""
+
+    def __init__(self, buckets_BHRL: Tensor, padding_BL: Tensor | None, options: LSHOptions, dtype: torch.dtype):
+        batch, heads, rounds, self.length = buckets_BHRL.shape
+        self.options = options
+        self.dtype = dtype
+        self.device = buckets_BHRL.device
+        self.count = batch * heads
+        self.rows = self.count * self.length
+        self.chunks = -(-self.length // options.chunk_length)
+        self.padding_NL: Tensor | None = None
+        if padding_BL is not None:
+            self.padding_NL = padding_BL[:, None].expand(batch, heads, self.length).reshape(self.count, self.length)
+            buckets_BHRL = buckets_BHRL.masked_fill(padding_BL[:, None, None, :], PADDING_BUCKET)
+        self.buckets_NRL = buckets_BHRL.reshape(self.count, rounds, self.length)
+        # (N, R, L): the positions in the order of (bucket, position); a stable sort keeps the positions' order.
+        self.order_NRL = self.buckets_NRL.argsort(dim=-1, stable=True)
+        self.codes_NRL = self._codes()
+
+    def _codes(self) -> Tensor:
+        """Return for each round a number of each position such that i sees j, apart from causality and padding, if and only
+        if -chunks_after <= code_i - code_j <= chunks_before."""
+        options = self.options
+        if options.coverage == "bucket":
+            return self.buckets_NRL
+        place = torch.arange(self.length, device=self.device) // options.chunk_length
+        chunk = torch.empty_like(self.order_NRL).scatter_(-1, self.order_NRL, place.expand_as(self.order_NRL))
+        if options.cross_bucket:
+            return chunk
+        apart = self.chunks + options.chunks_before + options.chunks_after
+        return self.buckets_NRL * apart + chunk
+
+    def alone(self, logsumexp: Tensor) -> Tensor:
+        """Return (N * L,): the tokens that see nothing but themselves."""
+        alone = logsumexp == -math.inf
+        return alone if self.padding_NL is None else alone & ~self.padding_NL.flatten()
+
+    def self_keep(self) -> Tensor | float:
+        """Return the dropout factors (N * L, 1) of the pairs (i, i)."""
+        if self.options.dropout_p == 0.0:
+            return 1.0
+        position = torch.arange(self.length, device=self.device)
+        row = torch.arange(self.count, device=self.device)[:, None]
+        keep = keep_pairs(self.options.dropout_seed, row, position, position, self.options.dropout_p)
+        return self._factors(keep.reshape(-1, 1))
+
+    def _factors(self, keep: Tensor) -> Tensor:
+        return keep.to(self.dtype) / (1 - self.options.dropout_p)
+
+    def tiles(self, hash_round: int) -> Iterator["_Tile"]:
+        """Yield the tiles of one round; together they hold each query with all the keys it sees in that round once."""
+        order_NL = self.order_NRL[:, hash_round]
+        fill = self.chunks * self.options.chunk_length - self.length
+        # (N * C, M): the sorted positions; -1 fills the last chunk.
+        position = torch.nn.functional.pad(order_NL, (0, fill), value=-1).view(-1, self.options.chunk_length)
+        codes = self._sorted_codes(hash_round, order_NL, fill)
+        for query_chunks, window_chunks in self._windows(hash_round, order_NL):
+            scores = window_chunks.shape[1] * self.options.chunk_length**2
+            step = max(1, TILE_SCORES.get(self.device.type, TILE_SCORES_ELSEWHERE) // scores)
+            for some, window in zip(query_chunks.split(step), window_chunks.split(step), strict=True):
+                yield self._tile(position, codes, some, window)
+
+    def _sorted_codes(self, hash_round: int, order_NL: Tensor, fill: int) -> list[tuple[Tensor, Tensor]]:
+        """Return the codes (N * C, M) as query and as key in the order of `hash_round`: its own and, where duplicates are
+        corrected, those of the rounds before it."""
+        first = 0 if self.options.correct_duplicates else hash_round
+        result = []
+        for other in range(hash_round, first - 1, -1):
+            code = self.codes_NRL[:, other].gather(-1, order_NL)
+            as_query = as_key = code
+            if self.padding_NL is not None:
+                padded = self.padding_NL.gather(-1, order_NL)
+                as_query, as_key = code.masked_fill(padded, BLIND_CODE), code.masked_fill(padded, INVISIBLE_CODE)
+            as_query = torch.nn.functional.pad(as_query, (0, fill), value=BLIND_CODE)
+            as_key = torch.nn.functional.pad(as_key, (0, fill), value=INVISIBLE_CODE)
+            result.append((as_query.view(-1, self.options.chunk_length), as_key.view(-1, self.options.chunk_length)))
+        return result
+
+    def _windows(self, hash_round: int, order_NL: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield pairs (query chunks (n,), their windows (n, W)) as indices into N * C chunks; -1: no chunk there."""
+        chunk = torch.arange(self.chunks, device=self.device).expand(self.count, self.chunks)
+        base = torch.arange(self.count, device=self.device)[:, None] * self.chunks
+        if self.options.coverage == "chunk":
+            offset = torch.arange(-self.options.chunks_before, self.options.chunks_after + 1, device=self.device)
+            window = chunk[..., None] + offset
+            there = (window >= 0) & (window < self.chunks)
+            window = torch.where(there, window + base[..., None], -1)
+            yield (chunk + base).flatten(), window.flatten(0, 1)
+            return
+        first, last = self._bucket_span(hash_round, order_NL, chunk)
+        for distance in range(int((first - chunk).min()), int((last - chunk).max()) + 1):
+            key_chunk = chunk + distance
+            wanted = (first <= key_chunk) & (key_chunk <= last)
+            yield (chunk + base)[wanted], (key_chunk + base)[wanted][:, None]
+
+    def _bucket_span(self, hash_round: int, order_NL: Tensor, chunk_NC: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the first and the last chunk (N, C) that hold keys of the buckets of a chunk's queries."""
+        length = self.options.chunk_length
+        bucket_NL = self.buckets_NRL[:, hash_round].gather(-1, order_NL).contiguous()
+        first_bucket = bucket_NL[:, ::length].contiguous()
+        last_bucket = bucket_NL[:, [min(c * length + length, self.length) - 1 for c in range(self.chunks)]]
+        first = torch.searchsorted(bucket_NL, first_bucket) // length
+        last = (torch.searchsorted(bucket_NL, last_bucket, right=True) - 1) // length
+        # Padding fills a bucket of its own in which nobody sees anybody.
+        first = torch.where(first_bucket == PADDING_BUCKET, chunk_NC, first)
+        last = torch.where((last_bucket == PADDING_BUCKET) | self.options.causal, chunk_NC, last)
+        return first, last
+
+    def _tile(
+        self, position: Tensor, codes: list[tuple[Tensor, Tensor]], query_chunks: Tensor, window_chunks: Tensor
+    ) -> "_Tile":
+        options = self.options
+        there = window_chunks >= 0
+        window_chunks = window_chunks.clamp(min=0)
+        query_at = position[query_chunks]
+        key_at = position[window_chunks].flatten(1)
+        visible = key_at[:, None, :] < query_at[:, :, None] if options.causal else key_at[:, None, :] != query_at[:, :, None]
+        before, after = (0, 0) if options.coverage == "bucket" else (options.chunks_before, options.chunks_after)
+        for which, (as_query, as_key) in enumerate(codes):
+            key_code = as_key[window_chunks].masked_fill(~there[..., None], INVISIBLE_CODE).flatten(1)
+            back = as_query[query_chunks][:, :, None] - key_code[:, None, :]
+            found = (back <= before) & (back >= -after) if before or after else back == 0
+            # The first codes are the round's own; a pair that an earlier round found is that round's.
+            visible = visible & found if which == 0 else visible & ~found
+
+        sequence = torch.div(query_chunks, self.chunks, rounding_mode="floor")[:, None]
+        keep = None
+        if options.dropout_p > 0:
+            keep = self._factors(
+                keep_pairs(
+                    options.dropout_seed, sequence[..., None], query_at[:, :, None], key_at[:, None, :], options.dropout_p
+                )
+            )
+        query_rows = torch.where(query_at >= 0, sequence * self.length + query_at, self.rows)
+        key_rows = torch.where(key_at >= 0, sequence * self.length + key_at, self.rows)
+        return _Tile(visible, keep, query_rows, key_rows, window_chunks.shape[1])
+
+
+@dataclass
+class _Tile:
+    """T query chunks with their windows: which rows they are, and who sees whom."""
+
+    visible: Tensor
+    """(T, M, W * M) bool."""
+    keep: Tensor | None
+    """(T, M, W * M): dropout's factors."""
+    query_rows: Tensor
+    """(T, M): indices of rows in N * L; N * L itself where the last chunk is filled."""
+    key_rows: Tensor
+    """(T, W * M), likewise."""
+    window_width: int
+    """W."""
+
+    def queries(self, x: Tensor) -> Tensor:
+        """Fetch the queries' rows of x (N * L, ...): (T, M, ...)."""
+        return self._fetch(x, self.query_rows)
+
+    def window(self, x: Tensor) -> Tensor:
+        """Fetch the keys' rows of x (N * L, ...): (T, W * M, ...)."""
+        return self._fetch(x, self.key_rows)
+
+    @staticmethod
+    def _fetch(x: Tensor, rows: Tensor) -> Tensor:
+        return x.index_select(0, rows.flatten().clamp(max=x.shape[0] - 1)).view(*rows.shape, *x.shape[1:])
+
+    def scores(self, q: Tensor, k: Tensor) -> Tensor:
+        """Return the logits (T, M, W * M), -inf where a query does not see a key."""
+        scores = self.queries(q) @ self.window(k).transpose(1, 2)
+        return scores.masked_fill_(~self.visible, -math.inf)
+
+    def add_to_queries(self, x: Tensor, addend: Tensor) -> None:
+        """Add (T, M, D) to the queries' rows of x (N * L + 1, D)."""
+        x.index_add_(0, self.query_rows.flatten(), addend.flatten(0, 1))
+
+    def add_to_window(self, x: Tensor, addend: Tensor) -> None:
+        """Add (T, W * M, D) to the keys' rows of x (N * L + 1, D)."""
+        # Chunk by chunk of the window: then no row is named twice in one call, and the sum has one order.
+        for rows, part in zip(
+            self.key_rows.chunk(self.window_width, 1), addend.chunk(self.window_width, 1), strict=True
+        ):
+            x.index_add_(0, rows.flatten(), part.flatten(0, 1))

@@ -1,0 +1,42 @@
+"""What every backend of LSH attention is told, checked once."""
+
+from dataclasses import dataclass, replace
+
+from reformer_lab.errors import UserError
+
+PADDING_BUCKET = 2**31
+"""Bucket of padded tokens while sorting: behind every real one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LSHOptions:
+    """Options of one call; the meanings are those of `lsh_attention`."""
+
+    num_hashes: int
+    chunk_length: int
+    chunks_before: int
+    chunks_after: int
+    causal: bool
+    coverage: str
+    cross_bucket: bool
+    correct_duplicates: bool
+    logit_scale: float
+    """Factor of q . k/|k|."""
+    dropout_p: float
+    dropout_seed: int = 0
+    """Seed of `keep_pairs`."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("num_hashes", 1), ("chunk_length", 1), ("chunks_before", 0), ("chunks_after", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"{name}={getattr(self, name)}: must be at least {least}")
+        if self.coverage not in ("chunk", "bucket"):
+            raise UserError(f"coverage={self.coverage!r}: must be 'chunk' or 'bucket'")
+        if self.coverage == "bucket" and self.cross_bucket:
+            raise UserError("cross_bucket=True has no meaning with coverage='bucket': drop one of the two")
+        if not 0 <= self.dropout_p < 1:
+            raise UserError(f"dropout_p={self.dropout_p}: must be in [0, 1)")
+
+    def with_dropout_seed(self, seed: int) -> "LSHOptions":
+        """Return the options with the seed of this call's dropout."""
+        return replace(self, dropout_seed=seed)

@@ -1,0 +1,76 @@
+"""Random draws of one layer that can be replayed: everything follows from an integer seed.
+
+The reversible backward pass and the memory-saving functions recompute parts of the forward pass. They replay the
+draws by seed, so no generator state is saved and the global generators are never touched.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from reformer_lab.seeds import derive_seed
+
+_LOW_32_BITS = 0xFFFFFFFF
+
+
+class Draws:
+    """The random draws and the discrete decisions (hash buckets) of one layer in one forward pass.
+
+    A layer asks for generators by name, and wraps what must not change in a recomputation in `remember`. `replay()`
+    gives the same generators, and the remembered tensors instead of new ones. `fixed`: the seed is the same at every call,
+    as in evaluation.
+    """
+
+    def __init__(self, seed: int, *, fixed: bool = False, remembered: dict[str, Tensor] | None = None):
+        self.seed = seed
+        self.fixed = fixed
+        self.remembered: dict[str, Tensor] = {} if remembered is None else remembered
+        self._replaying = remembered is not None
+
+    def replay(self) -> "Draws":
+        """Return the same draws for a recomputation."""
+        return Draws(self.seed, fixed=self.fixed, remembered=self.remembered)
+
+    def generator(self, name: str, device: torch.device | str = "cpu") -> torch.Generator:
+        """Return a new generator on `device`, the same one whenever this name is asked for."""
+        return torch.Generator(device).manual_seed(derive_seed(self.seed, name))
+
+    def remember(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
+        """Return compute() the first time; in a replay, the tensor of the first time."""
+        if not self._replaying:
+            self.remembered[name] = compute()
+        return self.remembered[name]
+
+
+def dropout(x: Tensor, p: float, generator: torch.Generator) -> Tensor:
+    """Zero each element with probability p and scale the others by 1 / (1 - p), by a generator on x's device."""
+    if p == 0.0:
+        return x
+    keep = torch.empty(x.shape, dtype=torch.bool, device=x.device).bernoulli_(1 - p, generator=generator)
+    return x * keep * (1 / (1 - p))
+
+
+def draw_seed(generator: torch.Generator) -> int:
+    """Draw a 31-bit seed. A host generator needs no synchronisation with a GPU."""
+    return int(torch.randint(2**31 - 1, (), generator=generator, device=generator.device))
+
+
+def keep_pairs(seed: int, row: Tensor, query: Tensor, key: Tensor, p: float) -> Tensor:
+    """Say for pairs of positions which attention weights dropout keeps: True with probability 1 - p.
+
+    The answer is a hash of (seed, row, query, key), row = batch * heads + head: it does not depend on how a backend
+    lays the pairs out, so every backend drops the same ones. Integer tensors of shapes that broadcast.
+    """
+    state = _mix(row * 0x9E3779B1 + (seed & _LOW_32_BITS))
+    state = _mix(state ^ (query * 0x85EBCA6B & _LOW_32_BITS))
+    state = _mix(state ^ (key * 0xC2B2AE35 & _LOW_32_BITS))
+    return state >= int(p * 2**32)
+
+
+def _mix(x: Tensor) -> Tensor:
+    """Mix the low 32 bits of int64 numbers so that each input bit changes about half of the output bits."""
+    x = x & _LOW_32_BITS
+    x = (x ^ (x >> 16)) * 0x7FEB352D & _LOW_32_BITS
+    x = (x ^ (x >> 15)) * 0x846CA68B & _LOW_32_BITS
+    return x ^ (x >> 16)
