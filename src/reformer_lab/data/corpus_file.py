@@ -56,6 +56,12 @@ class CorpusFile:
         """Return the corpus, (num_bytes,) uint8, mapped from the file and never held in memory."""
         return np.memmap(self.path, dtype=np.uint8, mode="r", shape=(self.num_bytes,))
 
+    def characters_before(self, offset: int) -> int:
+        """Return how many characters begin before the given byte."""
+        block, within = divmod(offset, BLOCK)
+        start = block * BLOCK
+        return sum(self.block_characters[:block]) + int(np.count_nonzero(_begins(self.bytes()[start : start + within])))
+
     def offset(self, character: int) -> int:
         """Return the byte at which the given character (from 0) begins; for the number of characters, the end."""
         if not 0 <= character <= self.num_characters:

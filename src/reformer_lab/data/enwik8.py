@@ -107,7 +107,7 @@ def _fetch(url: str, part: Path, progress: Progress | None) -> None:
                         "or the path of a copy that you have") from error
     except (OSError, http.client.HTTPException, ValueError) as error:
         reason = getattr(error, "reason", None) or error
-        raise UserError(f"{url} could not be fetched ({reason}): run the same command again to go on at "
-                        f"{part.stat().st_size:,} bytes, or give --url") from error
+        raise UserError(f"{url} could not be fetched ({reason}): run the same command again to go on "
+                        f"({part.stat().st_size:,} bytes are kept), or give another address with --url") from error
     if total is not None and have < total:
         raise UserError(f"{url} broke off at {have:,} of {total:,} bytes: run the same command again to go on")

@@ -130,6 +130,17 @@ def open_source(path: str | Path) -> ImageSource:
     return FileImages(source, images, signature)
 
 
+def holds_images(path: Path) -> bool:
+    """Return whether a path is for `open_source`: a folder, an .npz archive, or a .zip with images or such archives."""
+    if path.is_dir() or path.suffix.lower() == ".npz":
+        return True
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(PurePosixPath(name).suffix.lower() in _SUFFIXES | {".npz"} for name in archive.namelist())
+    except (zipfile.BadZipFile, OSError):
+        return False
+
+
 def _open_folder(source: Path) -> ImageSource:
     files = []
     for folder, folders, names in os.walk(source):
