@@ -1,5 +1,6 @@
 """Score a model over a split."""
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
@@ -19,6 +20,12 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
+def split_sizes(dataset: "Dataset", limit: int | None = None) -> dict[str, int]:
+    """Return the bytes in each split of a corpus, or in `limit` sequences of it; nothing for other data."""
+    most = math.inf if limit is None else limit * dataset.length
+    return {split: int(min(most, end - first)) for split, (first, end) in getattr(dataset, "bounds", {}).items()}
+
+
 @torch.no_grad()
 def evaluate(
     model: "ReformerLM",
@@ -31,7 +38,7 @@ def evaluate(
     precision: str = "fp32",
     progress: Callable[[Metrics], None] | None = None,
 ) -> Metrics:
-    """Return the scores of `model` over the first `limit` sequences of `split` (None: all of them).
+    """Return the scores of `model` over `limit` sequences of `split` (None: all of them).
 
     The model computes in eval mode: without dropout, with rotations fixed per layer unless `generator` (CPU) draws
     others. Its mode is restored. `progress` is called after each batch with the scores so far; what it raises ends

@@ -17,7 +17,7 @@ from accelerate import Accelerator
 
 from reformer_lab.data.dataset import Batch, Dataset, open_dataset
 from reformer_lab.errors import UserError
-from reformer_lab.evaluation.evaluate import autocast, evaluate
+from reformer_lab.evaluation.evaluate import autocast, evaluate, split_sizes
 from reformer_lab.evaluation.metrics import IGNORED, Metrics
 from reformer_lab.models.language_model import ReformerLM
 from reformer_lab.seeds import derive_seed
@@ -89,6 +89,7 @@ class Run:
         self.timed_steps, self.timed_seconds = 0, 0.0
         self.answered: tuple[object, Metrics] | None = None
         report({"event": "start", "data": self.dataset.name, "unit": self.dataset.unit,
+                "splits": split_sizes(self.dataset),
                 "parameters": parameter_count(self.model), "device": self.accelerator.device.type,
                 "step": self.counters.step, "steps": config.steps, "output": str(folder.path)})
 
@@ -178,8 +179,11 @@ class Run:
         if self.answered is not None and question == self.answered[0]:
             return self.answered[1]
 
+        total = split_sizes(self.dataset, config.eval_limit).get(split)
+
         def show(so_far: Metrics) -> None:
-            self.report({"event": "scoring", "name": evaluation.name, "split": split, **so_far.to_dict()})
+            self.report({"event": "scoring", "name": evaluation.name, "split": split, "total": total,
+                         **so_far.to_dict()})
             self.leave_if_asked()
 
         model = self.model.with_config(**evaluation.model) if evaluation.model else self.model

@@ -1,0 +1,38 @@
+"""`reformer-lab env`: what a bug report or a comparison of results needs to know."""
+
+import argparse
+
+HELP = """\
+Print versions, machine, threads, attention backends and the cache folder.
+
+example:
+  reformer-lab env
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Print the environment, one fact a line."""
+    parser = argparse.ArgumentParser(prog="reformer-lab env", description=HELP,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args(argv)
+
+    from reformer_lab.data.cache import cache_folder
+    from reformer_lab.ops.lsh_attention import BACKENDS
+    from reformer_lab.training.display import size
+    from reformer_lab.training.tracking import environment
+
+    facts = environment()
+    rows = {
+        "reformer-lab": f"{facts['reformer_lab']}, commit {facts['commit'] or 'unknown (not a checkout)'}",
+        "python": facts["python"],
+        **facts["packages"],
+        "system": f"{facts['system']} {facts['machine']}",
+        "cpu": f"{facts['cpu']}, {facts['cpu_count']} cores, {size(facts['memory_bytes'])} of memory",
+        "torch threads": facts["threads"],
+        "gpus": ", ".join(facts["gpus"]) or "none",
+        "lsh_attention": f"backends {', '.join(BACKENDS)}",
+        "cache": cache_folder(),
+    }
+    for name, value in rows.items():
+        print(f"{name:<14} {value}")
+    return 0

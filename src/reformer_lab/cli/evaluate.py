@@ -1,0 +1,90 @@
+"""`reformer-lab evaluate`: what a run's model scores over a whole split."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from reformer_lab.data.config import DuplicationConfig
+from reformer_lab.errors import UserError
+from reformer_lab.training.config import Precision, RunConfig, Split
+
+DESCRIPTION = """\
+Score a run's model over a whole split: total nats over total bytes. An unfinished run is scored at its newest checkpoint.
+
+examples:
+  reformer-lab evaluate runs/novel
+  reformer-lab evaluate runs/novel --split test --num-hashes 8
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateArguments:
+    """Options of `reformer-lab evaluate`."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Run folder that `train` has made."""
+    split: Split = "validation"
+    """Split to score."""
+    num_hashes: int | None = None
+    """Hash rounds of LSH attention. Left out: as in training."""
+    limit: int | None = None
+    """Sequences to score, spread over the split. Left out: all."""
+    batch_size: int = 1
+    """Sequences at once."""
+    corpus: str | None = None
+    """The corpus, if it has moved since."""
+    precision: Precision | None = None
+    """Left out: as in training."""
+
+
+def main(argv: list[str]) -> int:
+    """Parse, evaluate, print the scores."""
+    arguments = tyro.cli(EvaluateArguments, prog="reformer-lab evaluate", description=DESCRIPTION, args=argv)
+
+    import torch
+
+    from reformer_lab.data.dataset import open_dataset
+    from reformer_lab.evaluation.evaluate import evaluate, split_sizes
+    from reformer_lab.models.language_model import ReformerLM
+    from reformer_lab.training.checkpoint import newest_checkpoint
+    from reformer_lab.training.display import Display, scores
+    from reformer_lab.training.run_folder import check_fingerprint, final_event, read_config_file
+
+    recorded = read_config_file(arguments.run)
+    config = RunConfig.from_dict(recorded["config"])
+    data = config.data
+    if arguments.corpus is not None:
+        if isinstance(data, DuplicationConfig):
+            raise UserError(f"--corpus {arguments.corpus}: the duplication task has no corpus; leave the option out")
+        data = data.replace(path=arguments.corpus)
+    dataset = open_dataset(data, config.seed)
+    check_fingerprint(arguments.run, recorded, dataset.fingerprint)
+
+    final = final_event(arguments.run)
+    if final is not None:
+        weights, state = arguments.run / "model", f"finished at step {final['step']}"
+    else:
+        newest = newest_checkpoint(arguments.run / "checkpoints", print)
+        if newest is None:
+            raise UserError(f"{arguments.run} has no checkpoint yet: wait for one, or train on")
+        weights, state = newest, f"unfinished, at step {newest.name} of {config.steps}"
+    model = ReformerLM.from_pretrained(weights)
+    if arguments.num_hashes is not None:
+        model = model.with_config(num_hashes=arguments.num_hashes)
+    model = model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+
+    total = split_sizes(dataset, arguments.limit).get(arguments.split)
+    print(f"{arguments.run}: {state}, {model.config.num_hashes} hash rounds")
+    print(f"{dataset.name}, {arguments.split} split" + (f", {total:,} {dataset.unit}s" if total else ""))
+    with Display(config.steps, dataset.unit) as display:
+        metrics = evaluate(
+            model, dataset, arguments.split, batch_size=arguments.batch_size, limit=arguments.limit,
+            precision=arguments.precision or config.precision,
+            progress=lambda so_far: display({"event": "scoring", "name": "own", "split": arguments.split,
+                                             "total": total, **so_far.to_dict()}),
+        )
+    print(f"{scores(metrics.to_dict(), dataset.unit)}, loss {metrics.loss:.4f} nats, "
+          f"{metrics.targets:,} {dataset.unit}s scored")
+    return 0

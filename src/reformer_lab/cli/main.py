@@ -1,0 +1,90 @@
+"""`reformer-lab`: finds the verb, runs it, turns what went wrong into a line and an exit code.
+
+Imports nothing heavy: help answers at once, and a verb loads what it needs.
+"""
+
+import difflib
+import importlib
+import os
+import signal
+import sys
+from types import FrameType
+from typing import NoReturn
+
+from reformer_lab import __version__
+from reformer_lab.errors import UserError
+
+VERBS = {
+    "list": "experiments, scales, claims and presets",
+    "reproduce": "run the paper's experiments and write the report",
+    "train": "train a model on any file",
+    "evaluate": "score a trained model over a whole split",
+    "bench": "measure speed and memory",
+    "data": "show a corpus, download a known one",
+    "report": "write the report of results again",
+    "env": "versions, machine, threads, backends, cache",
+}
+"""Every verb is the module `reformer_lab.cli.<verb>` with `main(argv) -> exit code`."""
+
+_LINES = "\n".join(f"  {verb:<10} {line}" for verb, line in VERBS.items())
+HELP = f"""\
+reformer-lab {__version__}: the Reformer (ICLR 2020), reproduced.
+
+usage: reformer-lab <command> [options]        reformer-lab <command> --help
+
+{_LINES}
+
+examples:
+  reformer-lab reproduce --scale quick
+  reformer-lab train --corpus novel.txt --output runs/novel
+  reformer-lab evaluate runs/novel --split test
+  reformer-lab bench attention --lengths 1k,4k,16k
+
+Exit codes: 0 done, 1 a fault of the program, 2 something to mend in the call, 130 Ctrl-C, 143 terminated.
+After Ctrl-C or a kill the same call goes on where it was.
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command line (without the program's name) and return its exit code."""
+    arguments = sys.argv[1:] if argv is None else argv
+    try:
+        return _dispatch(arguments)
+    except UserError as error:
+        print(f"reformer-lab: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("reformer-lab: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader (head, less) has gone. Python would try to flush standard output once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _dispatch(arguments: list[str]) -> int:
+    verb, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
+    if verb in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return 0
+    if verb == "--version":
+        print(f"reformer-lab {__version__}")
+        return 0
+    if verb not in VERBS:
+        near = difflib.get_close_matches(verb, VERBS, n=1)
+        remedy = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(VERBS)}"
+        raise UserError(f"unknown command {verb!r}: {remedy}")
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        return importlib.import_module(f"reformer_lab.cli.{verb}").main(rest)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    """End as a terminated process does, but let `finally` and `with` clean up first."""
+    raise SystemExit(128 + number)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
