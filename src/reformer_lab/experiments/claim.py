@@ -239,26 +239,25 @@ class Experiment:
 
     def verdicts(self, results: ExperimentResults) -> tuple[Verdict, ...]:
         """Judge the results: at least one verdict for each claim, "not run" where results are missing."""
+        if not results.arms:
+            here = self.arms(check_scale(results.scale))
+            reason = "no part of this suite" if here else f"has no runs at the scale {results.scale}"
+            return tuple(self._not_run(claim, claim.not_run or reason, results.scale) for claim in self.claims)
         try:
             found = self.judge(results) if any(results.of(name) for name in results.names) else ()
-            reason = _what_is_missing(results)
+            reason = _what_is_missing(results) or "the results decide nothing about this claim"
         except MissingResult as missing:
-            found, reason = (), f"{missing.args[0]}; {_what_is_missing(results)}"
+            found = ()
+            reason = "; ".join(filter(None, (str(missing.args[0]), _what_is_missing(results))))
         judged = {verdict.claim for verdict in found}
+        missing_verdicts = (claim for claim in self.claims if claim.id not in judged)
+        return found + tuple(self._not_run(claim, reason, results.scale) for claim in missing_verdicts)
 
-        def why(claim: Claim) -> str:
-            return claim.not_run if claim.not_run and not results.arms else reason
-
-        return found + tuple(
-            Verdict(claim=claim.id, experiment=self.name, outcome="not run", summary=why(claim), scale=results.scale)
-            for claim in self.claims
-            if claim.id not in judged
-        )
+    def _not_run(self, claim: Claim, reason: str, scale: str) -> Verdict:
+        return Verdict(claim=claim.id, experiment=self.name, outcome="not run", summary=reason, scale=scale)
 
 
 def _what_is_missing(results: ExperimentResults) -> str:
-    if not results.arms:
-        return "no part of this suite"
     parts = [f"{len(results.missing)} of {len(results.arms)} runs missing"] if results.missing else []
     parts += [f"{len(results.failed)} of {len(results.arms)} runs failed"] if results.failed else []
-    return ", ".join(parts) or "the results decide nothing about this claim"
+    return ", ".join(parts)

@@ -50,10 +50,11 @@ def _draw(figure: Figure) -> str:
     from matplotlib.figure import Figure as Canvas
 
     style: Any = {
-        "svg.fonttype": "none", "svg.hashsalt": "reformer-lab", "text.parse_math": False, "font.family": "DejaVu Sans", "font.size": 9.5,
+        "svg.fonttype": "none", "svg.hashsalt": "reformer-lab", "text.parse_math": False,
+        "font.family": "DejaVu Sans", "font.size": 9.5, "legend.frameon": False,
         "text.color": _INK, "axes.labelcolor": _INK, "axes.edgecolor": _INK, "xtick.color": _INK, "ytick.color": _INK,
         "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.8,
-        "axes.grid": True, "axes.axisbelow": True, "grid.color": _GRID, "grid.linewidth": 0.7, "legend.frameon": False,
+        "axes.grid": True, "axes.axisbelow": True, "grid.color": _GRID, "grid.linewidth": 0.7,
     }  # fmt: skip
     with matplotlib.rc_context(style):
         canvas = Canvas(figsize=(5.6, 3.7), layout="constrained")
@@ -69,7 +70,8 @@ def _draw(figure: Figure) -> str:
         axes.set_ylabel(figure.y_label)
         handles, labels = axes.get_legend_handles_labels()
         if len(labels) > 1 or figure.levels:
-            columns = max(1, min(len(labels), 72 // (max(map(len, labels)) + 7)))
+            one_row = sum(map(len, labels)) + 7 * len(labels) <= 84
+            columns = len(labels) if one_row else max(1, 84 // (max(map(len, labels)) + 7))
             canvas.legend(handles, labels, loc="outside upper left", ncols=columns, handlelength=1.8, fontsize=9)
         buffer = io.StringIO()
         no_metadata = dict.fromkeys(("Date", "Creator", "Type", "Format"))
@@ -176,8 +178,7 @@ def _themed(svg: str, figure: Figure, identifier: str) -> str:
         svg = svg.replace(colour, f"var(--series-{index})")
     described = f"{figure.title}: {figure.y_label} over {figure.x_label}. {_series_in_words(figure.series)}"
     names = (
-        f'<title id="{identifier}-title">{escape(figure.title)}</title>'
-        f'<desc id="{identifier}-desc">{escape(described)}</desc>'
+        f'<title id="{identifier}-title">{escape(figure.title)}</title><desc id="{identifier}-desc">{escape(described)}</desc>'
     )
     opening, rest = svg.split(">", 1)
     opening = f'{opening} role="img" aria-labelledby="{identifier}-title {identifier}-desc"'

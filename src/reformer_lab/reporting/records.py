@@ -71,8 +71,9 @@ class Record:
 
     @property
     def seconds(self) -> float | None:
-        """Run time in seconds, from the header, the final event or the last event that has one."""
-        for source in (self.header, *reversed(self.events)):
+        """Run time in seconds, from the header, the final event or the last training step; None if it is not known."""
+        steps = [event for event in self.events if event.get("event") == "train"]
+        for source in (self.header, self.final or {}, *steps[-1:]):
             seconds = source.get("seconds")
             if isinstance(seconds, (int, float)):
                 return float(seconds)
@@ -152,7 +153,7 @@ class Suite:
         entries = {name: [asdict(arm) for arm in arms] for name, arms in self.arms.items()}
         values = {"scale": self.scale, "started": self.started, "seconds": self.seconds, "command": self.command}
         text = json.dumps({**values, "environment": dict(self.environment), "arms": entries}, indent=1)
-        _write_atomically(folder / "suite.json", text + "\n")
+        write_atomically(folder / "suite.json", text + "\n")
 
 
 def read_suite(folder: Path) -> Suite:
@@ -173,9 +174,7 @@ def read_suite(folder: Path) -> Suite:
             arms=arms,
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{path} is damaged ({error!r}); run the same `reproduce` command again to rewrite it"
-        ) from error
+        raise UserError(f"{path} is damaged ({error!r}); run the same `reproduce` command again to rewrite it") from error
 
 
 def read_results(folder: Path) -> dict[str, Record]:
@@ -213,11 +212,12 @@ def write_record(folder: Path, header: Mapping[str, Any], events: Iterable[Mappi
     """Write `<folder>/results/<header["arm"]>.jsonl` atomically and return its path."""
     lines = [json.dumps({"event": "run", **header}), *(json.dumps(event) for event in events)]
     path = folder / "results" / f"{header['arm']}.jsonl"
-    _write_atomically(path, "\n".join(lines) + "\n")
+    write_atomically(path, "\n".join(lines) + "\n")
     return path
 
 
-def _write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file so that a reader never sees half of it; folders are made as needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with temporary.open("w", encoding="utf-8") as file:

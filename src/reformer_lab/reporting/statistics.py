@@ -51,9 +51,7 @@ def mean_interval(values: Sequence[float], *, confidence: float = CONFIDENCE) ->
     return _estimate(float(sample.mean()), means, confidence, len(sample))
 
 
-def difference_interval(
-    values: Sequence[float], baseline: Sequence[float], *, confidence: float = CONFIDENCE
-) -> Estimate:
+def difference_interval(values: Sequence[float], baseline: Sequence[float], *, confidence: float = CONFIDENCE) -> Estimate:
     """Return mean(values) - mean(baseline), the two resampled independently.
 
     Raises ValueError as `mean_interval` does.
@@ -82,9 +80,7 @@ def non_inferior(
     assert margin > 0, margin
     difference = difference_interval(values, baseline)
     sign = 1.0 if lower_is_better else -1.0
-    ends = (
-        [difference.value] if difference.low is None or difference.high is None else [difference.low, difference.high]
-    )
+    ends = [difference.value] if difference.low is None or difference.high is None else [difference.low, difference.high]
     harm = [sign * end for end in ends]
     if max(harm) < margin:
         return True, difference

@@ -70,7 +70,10 @@ def slug(text: str) -> str:
 def flat(values: Any, prefix: str = "") -> list[tuple[str, str]]:
     """Return nested mappings as (dotted name, text) pairs, in order: an environment as rows of a table."""
     if not isinstance(values, dict):
-        text = ", ".join(map(str, values)) if isinstance(values, (list, tuple)) else number_text(values)
+        if prefix.endswith("_bytes") and isinstance(values, (int, float)):
+            text = f"{values / 2**30:.1f} GiB"
+        else:
+            text = ", ".join(map(str, values)) if isinstance(values, (list, tuple)) else number_text(values)
         return [(prefix, text)] if prefix else []
     pairs: list[tuple[str, str]] = []
     for name, value in values.items():

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from reformer_lab.experiments.claim import OUTCOMES, Claim, Experiment, ExperimentResults, Verdict
+from reformer_lab.experiments.claim import OUTCOMES, SCALES, Claim, Experiment, ExperimentResults, Verdict
 from reformer_lab.experiments.claims import CLAIMS
 from reformer_lab.reporting.records import Record, Suite
 from reformer_lab.reporting.text import interval_text, markdown_text
@@ -51,9 +51,11 @@ def verdict_rows(
     An experiment that is no part of the suite gives a row only to a claim that no other experiment of it tests.
     """
     judged: list[tuple[Verdict, bool]] = []
+    commands = {"": ""}
     for experiment in experiments:
         if experiment.name in results:
             in_suite = bool(results[experiment.name].arms)
+            commands[experiment.name] = rerun_command(experiment, results[experiment.name].scale)
             judged += [(verdict, in_suite) for verdict in experiment.verdicts(results[experiment.name])]
     rows: list[ClaimRow] = []
     for claim in claims:
@@ -61,15 +63,16 @@ def verdict_rows(
         chosen = [verdict for verdict, in_suite in of_claim if in_suite] or [verdict for verdict, _ in of_claim][:1]
         reason = claim.not_run or "no experiment tests this claim yet"
         for verdict in chosen or [Verdict(claim=claim.id, experiment="", outcome="not run", summary=reason, scale="")]:
-            rows.append(ClaimRow(claim=claim, verdict=verdict, command=rerun_command(verdict)))
+            rows.append(ClaimRow(claim=claim, verdict=verdict, command=commands[verdict.experiment]))
     return rows
 
 
-def rerun_command(verdict: Verdict) -> str:
-    """Return the command that runs the verdict's experiment again, or "" where no experiment stands behind it."""
-    if not verdict.experiment:
-        return ""
-    return f"reformer-lab reproduce --scale {verdict.scale} --only {verdict.experiment}"
+def rerun_command(experiment: Experiment, scale: str) -> str:
+    """Return the command that runs an experiment again, at the first scale that has runs where `scale` has none."""
+    with_runs = [known for known in SCALES if experiment.arms(known)]
+    if scale not in with_runs and with_runs:
+        scale = with_runs[0]
+    return f"reformer-lab reproduce --scale {scale} --only {experiment.name}"
 
 
 def tally(rows: Iterable[ClaimRow]) -> dict[str, int]:
