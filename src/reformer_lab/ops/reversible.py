@@ -63,9 +63,12 @@ class _ReversibleStack(torch.autograd.Function):
             "device_type": device_type,
             "enabled": torch.is_autocast_enabled(device_type),
             "dtype": torch.get_autocast_dtype(device_type),
-            "cache_enabled": torch.is_autocast_cache_enabled(),
+            # Autograd is off inside a function's forward: a cast weight that is cached here would cut off the gradient of
+            # whoever uses the weight next under the same autocast.
+            "cache_enabled": False,
         }
-        y1, y2 = stored_stack(x1, x2, layers, draws)  # autograd is off inside a function's forward
+        with torch.autocast(**ctx.autocast):
+            y1, y2 = stored_stack(x1, x2, layers, draws)
         if y1 is x1:  # no layer: an input must not be saved as an output
             y1, y2 = x1.clone(), x2.clone()
         ctx.save_for_backward(y1, y2)
@@ -77,10 +80,9 @@ class _ReversibleStack(torch.autograd.Function):
     def backward(ctx: Any, d_y1: Tensor, d_y2: Tensor) -> tuple[Tensor | None, ...]:
         y1, y2 = ctx.saved_tensors
         gradients: dict[int, Tensor] = {}
-        with torch.autocast(**ctx.autocast):
-            for layer, (f_draws, g_draws) in zip(reversed(ctx.layers), reversed(ctx.draws), strict=True):
-                y2, d_y1 = _undo(layer.g, layer.g_parameters, g_draws.replay(), y1, y2, d_y1, d_y2, gradients)
-                y1, d_y2 = _undo(layer.f, layer.f_parameters, f_draws.replay(), y2, y1, d_y2, d_y1, gradients)
+        for layer, (f_draws, g_draws) in zip(reversed(ctx.layers), reversed(ctx.draws), strict=True):
+            y2, d_y1 = _undo(layer.g, layer.g_parameters, g_draws.replay(), ctx.autocast, y1, y2, d_y1, d_y2, gradients)
+            y1, d_y2 = _undo(layer.f, layer.f_parameters, f_draws.replay(), ctx.autocast, y2, y1, d_y2, d_y1, gradients)
         return d_y1, d_y2, None, None, *(gradients.get(id(parameter)) for parameter in ctx.parameters)
 
 
@@ -88,6 +90,7 @@ def _undo(
     function: Residual,
     parameters: Sequence[Tensor],
     draws: Draws,
+    autocast: dict[str, Any],
     read: Tensor,
     written: Tensor,
     d_read: Tensor,
@@ -99,7 +102,8 @@ def _undo(
     The parameters' gradients are added to `gradients`, by id.
     """
     trainable = list({id(parameter): parameter for parameter in parameters if parameter.requires_grad}.values())
-    with torch.enable_grad():
+    # The function alone runs as in the forward pass: under autocast the gradients would be computed in half precision.
+    with torch.enable_grad(), torch.autocast(**autocast):
         read = read.detach().requires_grad_()
         change = function(read, draws)
     # allow_unused: a layer may leave a parameter out in some call.

@@ -69,40 +69,48 @@ class _ChunkedLSHAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_output_BHLD: Tensor, d_logsumexp_BHL: Tensor) -> tuple[Tensor | None, ...]:
-        qk_BHLD, v_BHLD, buckets_BHRL, padding_BL, output_BHLD, logsumexp, alone = ctx.saved_tensors
-        options: LSHOptions = ctx.options
-        layout = _Layout(buckets_BHRL, padding_BL, options, accumulation_dtype(qk_BHLD.dtype))
-        rows = layout.rows
-        q, v, d_output = _flat_rows(qk_BHLD), _flat_rows(v_BHLD), _flat_rows(d_output_BHLD)
-        k = unit_length(q) * options.logit_scale
-        d_logsumexp = d_logsumexp_BHL.reshape(rows).to(q.dtype)
-        # d logit = weight * (d weight - shift): the softmax's own term, less what the logsumexp's gradient adds.
-        shift = (d_output * _flat_rows(output_BHLD)).sum(-1) - d_logsumexp
-        finite_logsumexp = _finite(logsumexp)
+        with torch.autocast(d_output_BHLD.device.type, enabled=False):  # whoever asks for gradients may be under one
+            d_qk, d_v = _gradients(ctx.saved_tensors, ctx.options, d_output_BHLD, d_logsumexp_BHL)
+        return d_qk, d_v, None, None, None
 
-        d_q, d_k = q.new_zeros(rows + 1, q.shape[-1]), q.new_zeros(rows + 1, q.shape[-1])
-        d_v = v.new_zeros(rows + 1, v.shape[-1])
-        for hash_round in range(options.num_hashes):
-            for tile in layout.tiles(hash_round):
-                d_output_TMD = tile.queries(d_output)
-                weights = tile.scores(q, k).sub_(tile.queries(finite_logsumexp)[..., None]).exp_()
-                kept = weights if tile.keep is None else weights * tile.keep
-                tile.add_to_window(d_v, kept.transpose(1, 2) @ d_output_TMD)
-                d_weights = d_output_TMD @ tile.window(v).transpose(1, 2)
-                if tile.keep is not None:
-                    d_weights *= tile.keep
-                d_scores = weights.mul_(d_weights.sub_(tile.queries(shift)[..., None]))
-                tile.add_to_queries(d_q, d_scores @ tile.window(k))
-                tile.add_to_window(d_k, d_scores.transpose(1, 2) @ tile.queries(q))
 
-        d_q, d_k, d_v = d_q[:rows], d_k[:rows], d_v[:rows]
-        # A token alone: output v, logsumexp q . k of itself.
-        d_self = (alone * d_logsumexp)[:, None]
-        d_q += d_self * k
-        d_k += d_self * q
-        d_v += alone[:, None] * d_output * layout.self_keep()
-        d_qk = d_q + options.logit_scale * _unit_length_backward(q, d_k)
-        return d_qk.view_as(qk_BHLD).to(qk_BHLD.dtype), d_v.view_as(v_BHLD).to(v_BHLD.dtype), None, None, None
+def _gradients(
+    saved: tuple[Tensor, ...], options: LSHOptions, d_output_BHLD: Tensor, d_logsumexp_BHL: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of qk and v, from one tile after another."""
+    qk_BHLD, v_BHLD, buckets_BHRL, padding_BL, output_BHLD, logsumexp, alone = saved
+    layout = _Layout(buckets_BHRL, padding_BL, options, accumulation_dtype(qk_BHLD.dtype))
+    rows = layout.rows
+    q, v, d_output = _flat_rows(qk_BHLD), _flat_rows(v_BHLD), _flat_rows(d_output_BHLD)
+    k = unit_length(q) * options.logit_scale
+    d_logsumexp = d_logsumexp_BHL.reshape(rows).to(q.dtype)
+    # d logit = weight * (d weight - shift): the softmax's own term, less what the logsumexp's gradient adds.
+    shift = (d_output * _flat_rows(output_BHLD)).sum(-1) - d_logsumexp
+    finite_logsumexp = _finite(logsumexp)
+
+    d_q, d_k = q.new_zeros(rows + 1, q.shape[-1]), q.new_zeros(rows + 1, q.shape[-1])
+    d_v = v.new_zeros(rows + 1, v.shape[-1])
+    for hash_round in range(options.num_hashes):
+        for tile in layout.tiles(hash_round):
+            d_output_TMD = tile.queries(d_output)
+            weights = tile.scores(q, k).sub_(tile.queries(finite_logsumexp)[..., None]).exp_()
+            kept = weights if tile.keep is None else weights * tile.keep
+            tile.add_to_window(d_v, kept.transpose(1, 2) @ d_output_TMD)
+            d_weights = d_output_TMD @ tile.window(v).transpose(1, 2)
+            if tile.keep is not None:
+                d_weights *= tile.keep
+            d_scores = weights.mul_(d_weights.sub_(tile.queries(shift)[..., None]))
+            tile.add_to_queries(d_q, d_scores @ tile.window(k))
+            tile.add_to_window(d_k, d_scores.transpose(1, 2) @ tile.queries(q))
+
+    d_q, d_k, d_v = d_q[:rows], d_k[:rows], d_v[:rows]
+    # A token alone: output v, logsumexp q . k of itself.
+    d_self = (alone * d_logsumexp)[:, None]
+    d_q += d_self * k
+    d_k += d_self * q
+    d_v += alone[:, None] * d_output * layout.self_keep()
+    d_qk = d_q + options.logit_scale * _unit_length_backward(q, d_k)
+    return d_qk.view_as(qk_BHLD).to(qk_BHLD.dtype), d_v.view_as(v_BHLD).to(v_BHLD.dtype)
 
 
 def _flat_rows(x_BHLD: Tensor) -> Tensor:
@@ -250,7 +258,8 @@ class _Layout:
     ) -> "_Tile":
         options = self.options
         there = window_chunks >= 0
-        window_chunks = window_chunks.clamp(min=0)
+        # In the place of what is not there, unseen: rows of the same sequence. Another one's NaN must not come in.
+        window_chunks = torch.where(there, window_chunks, query_chunks[:, None])
         query_at = position[query_chunks]
         key_at = position[window_chunks].flatten(1)
         visible = key_at[:, None, :] < query_at[:, :, None] if options.causal else key_at[:, None, :] != query_at[:, :, None]
@@ -270,9 +279,16 @@ class _Layout:
                     options.dropout_seed, sequence[..., None], query_at[:, :, None], key_at[:, None, :], options.dropout_p
                 )
             )
-        query_rows = torch.where(query_at >= 0, sequence * self.length + query_at, self.rows)
-        key_rows = torch.where(key_at >= 0, sequence * self.length + key_at, self.rows)
-        return _Tile(visible, keep, query_rows, key_rows, window_chunks.shape[1])
+        start = sequence * self.length
+        return _Tile(
+            visible,
+            keep,
+            query_source=start + query_at.clamp(min=0),
+            query_rows=torch.where(query_at >= 0, start + query_at, self.rows),
+            key_source=start + key_at.clamp(min=0),
+            key_rows=torch.where(key_at >= 0, start + key_at, self.rows),
+            window_width=window_chunks.shape[1],
+        )
 
 
 @dataclass
@@ -283,8 +299,12 @@ class _Tile:
     """(T, M, W * M) bool."""
     keep: Tensor | None
     """(T, M, W * M): dropout's factors."""
+    query_source: Tensor
+    """(T, M): rows of N * L to read; any row of the sequence where the last chunk is filled."""
     query_rows: Tensor
-    """(T, M): indices of rows in N * L; N * L itself where the last chunk is filled."""
+    """(T, M): rows to write; N * L itself where the last chunk is filled."""
+    key_source: Tensor
+    """(T, W * M), likewise."""
     key_rows: Tensor
     """(T, W * M), likewise."""
     window_width: int
@@ -292,15 +312,15 @@ class _Tile:
 
     def queries(self, x: Tensor) -> Tensor:
         """Fetch the queries' rows of x (N * L, ...): (T, M, ...)."""
-        return self._fetch(x, self.query_rows)
+        return self._fetch(x, self.query_source)
 
     def window(self, x: Tensor) -> Tensor:
         """Fetch the keys' rows of x (N * L, ...): (T, W * M, ...)."""
-        return self._fetch(x, self.key_rows)
+        return self._fetch(x, self.key_source)
 
     @staticmethod
     def _fetch(x: Tensor, rows: Tensor) -> Tensor:
-        return x.index_select(0, rows.flatten().clamp(max=x.shape[0] - 1)).view(*rows.shape, *x.shape[1:])
+        return x.index_select(0, rows.flatten()).view(*rows.shape, *x.shape[1:])
 
     def scores(self, q: Tensor, k: Tensor) -> Tensor:
         """Return the logits (T, M, W * M), -inf where a query does not see a key."""
@@ -314,7 +334,5 @@ class _Tile:
     def add_to_window(self, x: Tensor, addend: Tensor) -> None:
         """Add (T, W * M, D) to the keys' rows of x (N * L + 1, D)."""
         # Chunk by chunk of the window: then no row is named twice in one call, and the sum has one order.
-        for rows, part in zip(
-            self.key_rows.chunk(self.window_width, 1), addend.chunk(self.window_width, 1), strict=True
-        ):
+        for rows, part in zip(self.key_rows.chunk(self.window_width, 1), addend.chunk(self.window_width, 1), strict=True):
             x.index_add_(0, rows.flatten(), part.flatten(0, 1))
