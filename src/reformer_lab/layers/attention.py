@@ -88,7 +88,9 @@ class LocalSelfAttention(SelfAttention):
     def __init__(self, d_model: int, num_heads: int, d_head: int, *, chunk_length: int = 64, chunks_before: int = 1,
                  chunks_after: int = 0, causal: bool = True, dropout: float = 0.0):  # fmt: skip
         super().__init__(d_model, num_heads, d_head, shared_qk=False, causal=causal, dropout=dropout)
-        self.window: dict[str, Any] = {"chunk_length": chunk_length, "chunks_before": chunks_before, "chunks_after": chunks_after}
+        self.window: dict[str, Any] = {
+            "chunk_length": chunk_length, "chunks_before": chunks_before, "chunks_after": chunks_after,
+        }  # fmt: skip
 
     def attend(self, x: Tensor, key_padding_mask: Tensor | None, draws: Draws) -> Tensor:
         """Return the heads' outputs (B, H, L, D)."""

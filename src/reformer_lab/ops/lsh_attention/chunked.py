@@ -24,7 +24,7 @@ from reformer_lab.ops.random import keep_pairs
 from reformer_lab.ops.softmax import accumulation_dtype, unit_length
 
 # Scores of one tile: they should stay in the cache of a CPU core, and fill a GPU.
-TILE_SCORES = {"cpu": 1 << 20}
+TILE_SCORES = {"cpu": 1 << 18}
 TILE_SCORES_ELSEWHERE = 1 << 26
 # Codes of positions that see nothing and of keys that nobody sees: further from every real code than a window is wide.
 BLIND_CODE, INVISIBLE_CODE = -(2**60), 2**60
