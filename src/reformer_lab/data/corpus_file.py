@@ -1,7 +1,7 @@
 """A text file, plain or packed, as bytes on disk with an index of its characters.
 
 The first opening streams the file once: it unpacks it into the cache (a plain file stays where it is), checks that it
-is UTF-8, sums it, and counts the characters of each MiB. Later openings read the index alone.
+is UTF-8, sums it, and counts the characters of each block. Later openings read the index alone.
 """
 
 import bz2
@@ -25,8 +25,9 @@ import numpy as np
 from reformer_lab.data.cache import entry_folder, file_signature, new_file, read_index, sample_digest, write_index
 from reformer_lab.errors import UserError
 
-BLOCK = 1 << 20
-"""Bytes that are read at once, and that each entry of the index of characters covers."""
+BLOCK = 1 << 18
+"""Bytes that are read at once, and that each entry of the index of characters covers. An index of other blocks does not
+count, as it is part of the signature."""
 MOST_EXPANSION = 200
 """An archive that unpacks to more than this many times its size is no text (text: 3 to 10 times)."""
 EXPANSION_CHECKED_FROM = 64 << 20
@@ -50,7 +51,7 @@ class CorpusFile:
     num_bytes: int
     num_characters: int
     block_characters: tuple[int, ...]
-    """Characters that begin in each block of 1 MiB."""
+    """Characters that begin in each block of `BLOCK` bytes."""
 
     def bytes(self) -> np.memmap:
         """Return the corpus, (num_bytes,) uint8, mapped from the file and never held in memory."""
@@ -82,7 +83,7 @@ def open_corpus_file(path: str | Path) -> CorpusFile:
     another number of members.
     """
     source, packing = _recognised(Path(path))
-    signature = file_signature(source)
+    signature = f"{file_signature(source)}-{BLOCK}"
     folder = entry_folder("corpora", str(source.resolve()))
     index = read_index(folder, signature)
     if packing is None:
@@ -111,13 +112,14 @@ def measure(path: Path) -> tuple[int, str]:
 def store_corpus(identity: str, signature: str, name: str, text: IO[bytes]) -> CorpusFile:
     """Keep a text in the cache that no single file holds; see `stored_corpus`."""
     folder = entry_folder("corpora", identity)
-    return _from_index(_fill(folder, signature, _pieces(text, name, packed=None), name), folder / _DATA, name)
+    index = _fill(folder, f"{signature}-{BLOCK}", _pieces(text, name, packed=None), name)
+    return _from_index(index, folder / _DATA, name)
 
 
 def stored_corpus(identity: str, signature: str, name: str) -> CorpusFile | None:
     """Return what `store_corpus` kept under this identity if the signature is still the same, else None."""
     folder = entry_folder("corpora", identity)
-    index = read_index(folder, signature)
+    index = read_index(folder, f"{signature}-{BLOCK}")
     return None if index is None else _from_index(index, folder / _DATA, name)
 
 
