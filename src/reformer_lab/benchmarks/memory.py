@@ -1,0 +1,123 @@
+"""Bytes of activations of one training step, each point in a process of its own.
+
+Activations are what forward and backward need beyond parameters, gradients and optimiser states: those exist (made by a
+step on a few tokens) before the baseline is taken; the gradients' own bytes, which appear during the backward pass, are
+subtracted. For a model that stores its activations this errs on the low side, as its peak comes before its gradients.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from reformer_lab.benchmarks.measure import (
+    MALLOC_ENVIRONMENT,
+    PeakMemory,
+    describe_device,
+    is_out_of_memory,
+    resolve_device,
+)
+from reformer_lab.benchmarks.steps import TrainingStep, point_spec
+
+Progress = Callable[[int, int], None]
+
+_WARM_LENGTH = 64
+_KILLED = (-9, 137)
+
+
+def measure_memory(parameters: Mapping[str, Any], seed: int, progress: Progress | None = None) -> Iterator[dict[str, Any]]:
+    """Measure every point and yield one event for each.
+
+    `parameters`: "model" (fields of ReformerConfig), "points" (a list of the fields, "length" and "batch_size" that
+    differ), "length" and "batch_size" where they are common, "device", "precision", and "max_seconds" for one point.
+
+    The events: {"event": "measurement", "length", "batch_size", "model": the fields that differ, "status": "finished" |
+    "out of memory" | "over time", "activation_bytes", "parameter_bytes", "gradient_bytes", "optimizer_bytes", "seconds",
+    "loss", "gradient_norm", "gradient_component", "device", ...}.
+    """
+    points: Sequence[Mapping[str, Any]] = parameters["points"]
+    for index, point in enumerate(points):
+        spec = point_spec(parameters, point)
+        fields = {name: value for name, value in point.items() if name not in ("length", "batch_size")}
+        yield {"event": "measurement", "length": spec["length"], "batch_size": spec["batch_size"], "model": fields,
+               **run_point(spec, seed, parameters.get("max_seconds"))}
+        if progress is not None:
+            progress(index + 1, len(points))
+
+
+def run_point(spec: Mapping[str, Any], seed: int, max_seconds: float | None = None) -> dict[str, Any]:
+    """Measure one point in a new process. Out of memory and over time are values of "status".
+
+    Raises RuntimeError with the process's last words when it fails in any other way.
+    """
+    command = [sys.executable, "-m", "reformer_lab.benchmarks.memory"]
+    job = json.dumps({"spec": spec, "seed": seed, "threads": torch.get_num_threads()})
+    environment = {**os.environ, **MALLOC_ENVIRONMENT}
+    try:
+        done = subprocess.run(command, input=job, capture_output=True, text=True, env=environment, timeout=max_seconds)
+    except subprocess.TimeoutExpired:
+        return {"status": "over time"}
+    if done.returncode in _KILLED:  # by the system, which had no memory left
+        return {"status": "out of memory"}
+    if done.returncode != 0:
+        raise RuntimeError(f"a memory measurement failed: {done.stderr.strip()[-2000:]}")
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def measure_here(spec: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """Measure one point in this process, whose earlier allocations are counted into the baseline."""
+    device = resolve_device(spec.get("device", "auto"))
+    try:
+        step = TrainingStep(spec, seed, device)
+        optimizer = torch.optim.Adam(step.model.parameters(), lr=0.0)
+        warm_tokens = step.random_tokens(1, min(_WARM_LENGTH, spec["length"]))
+        for _ in range(2):
+            step.run(warm_tokens)
+            optimizer.step()
+        gradients = [parameter.grad for parameter in step.model.parameters() if parameter.grad is not None]
+        gradient_bytes = sum(gradient.nbytes for gradient in gradients)
+        del gradients
+        optimizer.zero_grad(set_to_none=True)
+        meter = PeakMemory(device)
+        start = time.perf_counter()
+        with meter:
+            loss = float(step.run())
+        seconds = time.perf_counter() - start
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return {"status": "out of memory"}
+    states = [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
+    return {
+        "status": "finished",
+        "activation_bytes": max(0, meter.bytes - gradient_bytes),
+        "parameter_bytes": sum(parameter.nbytes for parameter in step.model.parameters()),
+        "gradient_bytes": gradient_bytes,
+        "optimizer_bytes": sum(state.nbytes for state in states),
+        "seconds": seconds,
+        "loss": loss,
+        **step.gradient_summary(),
+        **describe_device(device),
+    }
+
+
+def main() -> None:
+    """Read a job from standard input, write its result as one line of JSON to standard output."""
+    job = json.load(sys.stdin)
+    try:
+        Path("/proc/self/oom_score_adj").write_text("1000")  # where memory runs out, this process goes, not its parent
+    except OSError:
+        pass
+    torch.set_num_threads(job["threads"])
+    print(json.dumps(measure_here(job["spec"], job["seed"])))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""C9: are deeper Reformers better?"""
+
+import math
+
+from reformer_lab.experiments.claim import Arm, Experiment, ExperimentResults, Scale, Verdict
+from reformer_lab.experiments.claims import C9
+from reformer_lab.experiments.judging import BITS, below, final_table, learning_curves, mean_of, signed, verdict
+from reformer_lab.experiments.ladder import SETTINGS, lsh_arms, setting_of
+from reformer_lab.reporting.records import MissingResult
+from reformer_lab.reporting.section import Figure, Section, Series
+from reformer_lab.reporting.statistics import Estimate, mean_interval, slope
+
+SLACK_BITS = 0.01
+"""Bits per byte and doubling of the depth that count as no change."""
+
+
+def arm_name(num_layers: int) -> str:
+    """Name of the arm with so many layers."""
+    return f"{num_layers} layer{'s' if num_layers > 1 else ''}"
+
+
+def arms(scale: Scale) -> tuple[Arm, ...]:
+    """Return the Reformer at each depth; at the setting's own depth it is an arm of hash_rounds."""
+    setting = SETTINGS[scale]
+    return tuple(arm for depth in setting.depths
+                 for arm in lsh_arms(scale, setting.reformer_rounds, name=arm_name(depth), num_layers=depth))
+
+
+def change_per_doubling(results: ExperimentResults) -> Estimate:
+    """Return the slope of bits per byte over log2 of the depth, one slope for each seed that finished every depth."""
+    depths = setting_of(results).depths
+    by_seed: dict[int, dict[int, float]] = {}
+    for depth in depths:
+        for record in results.require(arm_name(depth)):
+            by_seed.setdefault(record.seed, {})[depth] = float(record.value(*BITS))
+    whole = [bits for bits in by_seed.values() if len(bits) == len(depths)]
+    if not whole:
+        raise MissingResult("no seed finished every depth")
+    return mean_interval([slope([math.log2(depth) for depth in bits], list(bits.values())).value for bits in whole])
+
+
+def judge(results: ExperimentResults) -> tuple[Verdict, ...]:
+    """Judge C9 by the change per doubling of the depth."""
+    change = change_per_doubling(results)
+    holds: bool | None = below(change, -SLACK_BITS)
+    if holds is False and below(change, SLACK_BITS) is not False:
+        holds = None
+    depths = setting_of(results).depths
+    summary = f"{signed(change)} bits per byte for each doubling of the depth, {depths[0]} to {depths[-1]} layers"
+    return (verdict(results, "depth", C9, holds, summary, estimate=change, unit="bits per byte"),)
+
+
+def show(results: ExperimentResults) -> Section:
+    """Show the learning curves and bits against depth."""
+    setting = setting_of(results)
+    names = [arm_name(depth) for depth in setting.depths]
+    ends = {depth: mean_of(results, arm_name(depth), *BITS) for depth in setting.depths}
+    found = {depth: end for depth, end in ends.items() if end is not None}
+    banded = bool(found) and all(end.has_interval for end in found.values())
+    series = Series(label=f"LSH-{setting.reformer_rounds}", x=list(found), y=[end.value for end in found.values()],
+                    low=[end.low for end in found.values()] if banded else None,
+                    high=[end.high for end in found.values()] if banded else None)
+    return Section(
+        text=(setting.context + ", but for the depth.",),
+        figures=(
+            Figure(title="Learning curves by depth", x_label="step", y_label="validation bits per byte",
+                   series=learning_curves(results, names)),
+            Figure(title="Bits per byte at the end by depth", x_label="layers", y_label="bits per byte",
+                   series=(series,) if found else (), log_x=True),
+        ),
+        tables=(final_table(results, names, "depth"),),
+    )
+
+
+EXPERIMENT = Experiment(
+    name="depth",
+    title="Depth",
+    question="Does a deeper Reformer model text better at the same number of steps?",
+    claims=(C9,),
+    criterion=f"Supported if bits per byte at the end fall by more than {SLACK_BITS} for each doubling of the depth (slope "
+    "over log2 of the depth, whole 95 % interval over seeds; the value, with one seed); contradicted if they rise by more "
+    "than that; inconclusive between. Up to 20 layers, as in the paper, only at the scale paper.",
+    arms=arms,
+    judge=judge,
+    show=show,
+    cuts=lambda scale: SETTINGS[scale].cuts,
+)

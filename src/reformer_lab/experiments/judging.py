@@ -1,0 +1,126 @@
+"""What the experiments' judges and pages share: paired differences, verdicts, curves."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+
+from reformer_lab.experiments.claim import Claim, ExperimentResults, Outcome, Verdict
+from reformer_lab.reporting.records import MissingResult, Record
+from reformer_lab.reporting.section import Series, Table
+from reformer_lab.reporting.statistics import Estimate, mean_interval
+
+BITS = ("evaluations", "own", "bits")
+"""Where a training run's final bits per token are."""
+
+
+def verdict(results: ExperimentResults, experiment: str, claim: Claim, holds: bool | None, summary: str, *,
+            estimate: Estimate | None = None, unit: str = "", n: int | None = None) -> Verdict:
+    """Return a verdict: supported (`holds` True), contradicted (False) or inconclusive (None).
+
+    `estimate`: the number that was judged; `n`: independent runs behind it (default: the estimate's). The scale smoke
+    decides nothing: its verdicts are inconclusive whatever was measured.
+    """
+    outcome: Outcome = "inconclusive" if holds is None else "supported" if holds else "contradicted"
+    found = Verdict(claim=claim.id, experiment=experiment, outcome=outcome, summary=summary, scale=results.scale,
+                    unit=unit, n=n if n is not None else estimate.n if estimate else 0)
+    if estimate is not None:
+        found = replace(found, value=estimate.value, low=estimate.low, high=estimate.high)
+    if results.scale == "smoke":
+        return replace(found, outcome="inconclusive", summary=f"smoke run, decides nothing: {summary}")
+    return found
+
+
+def paired_difference(results: ExperimentResults, arm: str, baseline: str, path: Sequence[str] = BITS,
+                      baseline_path: Sequence[str] | None = None) -> Estimate:
+    """Return the mean over seeds of arm - baseline: runs with one seed saw the same data in the same order.
+
+    Raises MissingResult when the two have no finished seed in common.
+    """
+    ours = {record.seed: float(record.value(*path)) for record in results.require(arm)}
+    theirs = {record.seed: float(record.value(*(baseline_path or path))) for record in results.require(baseline)}
+    seeds = sorted(set(ours) & set(theirs))
+    if not seeds:
+        raise MissingResult(f"{arm} and {baseline} have no finished seed in common")
+    return mean_interval([ours[seed] - theirs[seed] for seed in seeds])
+
+
+def below(estimate: Estimate, bound: float) -> bool | None:
+    """Whether a number is below a bound: by its whole interval, or None when the interval holds the bound.
+
+    A single run has no interval; its value decides, and the verdict is marked as indicative by its n.
+    """
+    low = estimate.value if estimate.low is None else estimate.low
+    high = estimate.value if estimate.high is None else estimate.high
+    if high < bound:
+        return True
+    return False if low > bound else None
+
+
+def above(estimate: Estimate, bound: float) -> bool | None:
+    """Whether a number is above a bound, as `below`."""
+    under = below(estimate, bound)
+    return None if under is None else not under
+
+
+def together(*parts: bool | None) -> bool | None:
+    """Join the parts of a criterion: False when one is False, True when all are True, else None."""
+    if False in parts:
+        return False
+    return None if None in parts else True
+
+
+def signed(estimate: Estimate, digits: int = 3) -> str:
+    """Write a difference with its sign, and its interval where there is one."""
+    text = f"{estimate.value:+.{digits}f}"
+    if estimate.low is not None and estimate.high is not None:
+        text += f" [{estimate.low:+.{digits}f}, {estimate.high:+.{digits}f}]"
+    return text.replace("-", "−")
+
+
+def learning_curve(label: str, records: Sequence[Record], key: str = "bits") -> Series | None:
+    """Return the mean over seeds of the validation curve, with the range of the seeds as its band; None without points."""
+    points: dict[float, list[float]] = defaultdict(list)
+    for record in records:
+        for step, value in zip(*record.curve("eval", key), strict=True):
+            points[step].append(value)
+    steps = sorted(step for step, values in points.items() if len(values) == len(records))
+    if not steps:
+        return None
+    several = len(records) > 1
+    return Series(
+        label=label, x=steps, y=[sum(points[step]) / len(points[step]) for step in steps],
+        low=[min(points[step]) for step in steps] if several else None,
+        high=[max(points[step]) for step in steps] if several else None,
+    )
+
+
+def learning_curves(results: ExperimentResults, names: Sequence[str], key: str = "bits") -> tuple[Series, ...]:
+    """Return the validation curves of the arms that have one."""
+    curves = (learning_curve(name, results.of(name), key) for name in names)
+    return tuple(curve for curve in curves if curve is not None)
+
+
+def mean_of(results: ExperimentResults, name: str, *path: str) -> Estimate | None:
+    """Return the mean over seeds of a final value of an arm, or None while there is none."""
+    try:
+        return mean_interval(results.values(name, *path))
+    except MissingResult:
+        return None
+
+
+def final_table(results: ExperimentResults, names: Sequence[str], what: str) -> Table:
+    """Return the final bits per byte of the arms, `what` heading the column of their names."""
+    rows = []
+    for name in names:
+        bits, parameters = mean_of(results, name, *BITS), mean_of(results, name, "parameters")
+        interval = (bits.value, bits.low, bits.high) if bits else (None, None, None)
+        rows.append((name, *interval, int(parameters.value) if parameters else None, bits.n if bits else None))
+    return Table(
+        title="At the end of training", header=(what, "bits per byte", "low", "high", "parameters", "seeds"),
+        rows=tuple(rows), caption="Means over seeds with their 95 % bootstrap interval, on the validation split.",
+    )
+
+
+def percent(fraction: float) -> str:
+    """Write a fraction as per cent: 99.8."""
+    return f"{100 * fraction:.1f}"

@@ -1,0 +1,163 @@
+"""The language models that the ablations compare: one setting for each scale, each arm one change away from the next.
+
+Four experiments draw on it (shared_qk, reversible, hash_rounds, depth). Arms with equal configurations are one run.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from reformer_lab.data.config import ByteCorpusConfig
+from reformer_lab.experiments.claim import Arm, ExperimentResults, Scale, check_scale
+from reformer_lab.models.config import ReformerConfig
+from reformer_lab.models.presets import get_preset
+from reformer_lab.training.config import Evaluation, OptimizerConfig, Precision, RunConfig
+
+MARGIN_BITS = 0.05
+"""Bits per byte by which a model may be worse and still count as "not worse"."""
+
+TRANSFORMER = {"attention": ("full",), "shared_qk": False, "residual_streams": 1, "reversible": False}
+"""The regular Transformer."""
+SHARED_QK = {**TRANSFORMER, "shared_qk": True}
+"""Queries and keys shared, keys of unit length."""
+TWO_STREAMS = {**TRANSFORMER, "residual_streams": 2}
+"""The reversible network's arithmetic, activations stored."""
+REVERSIBLE = {**TWO_STREAMS, "reversible": True}
+"""The reversible Transformer, with separate queries and keys."""
+FULL = {**REVERSIBLE, "shared_qk": True}
+"""The Reformer with full attention in the place of LSH attention."""
+
+
+def lsh(num_hashes: int) -> dict[str, Any]:
+    """The Reformer with LSH attention in every layer."""
+    return {**FULL, "attention": ("lsh",), "num_hashes": num_hashes}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """Everything about a scale that its arms share."""
+
+    model: ReformerConfig
+    """Of which the arms are variations."""
+    data: ByteCorpusConfig
+    """Text."""
+    optimizer: OptimizerConfig
+    """The same for every arm."""
+    steps: int
+    """Optimiser steps."""
+    batch_size: int
+    """Sequences of a step."""
+    eval_points: int
+    """Points of the learning curve."""
+    eval_limit: int | None
+    """Sequences of the validation split that are scored."""
+    eval_batch_size: int
+    """Sequences scored at once."""
+    seeds: tuple[int, ...]
+    """One run of each arm for each."""
+    rounds: tuple[int, ...]
+    """Hash rounds of the LSH arms; the last is the one that should match full attention."""
+    reformer_rounds: int
+    """Hash rounds where depth is varied."""
+    depths: tuple[int, ...]
+    """Numbers of layers."""
+    precision: Precision = "fp32"
+    """Of the arithmetic."""
+    threads: int | None = None
+    """CPU threads of a run."""
+    cuts: str = ""
+    """What was cut against the paper."""
+
+    @property
+    def context(self) -> str:
+        """The setting in a phrase."""
+        model = self.model
+        return (f"{model.num_layers} layers, d_model {model.d_model}, d_ff {model.d_ff}, {model.num_heads} heads x "
+                f"{model.d_head}, length {self.data.length:,}, {self.steps:,} steps of {self.batch_size} sequences, "
+                f"{len(self.seeds)} seed{'s' if len(self.seeds) > 1 else ''}")
+
+
+def _small_model(**changes: Any) -> ReformerConfig:
+    base = ReformerConfig(d_model=128, d_ff=512, num_layers=3, num_heads=4, d_head=32, max_length=512, chunk_length=32)
+    return base.replace(**changes)
+
+
+_CPU_OPTIMIZER = OptimizerConfig(learning_rate=2e-3, schedule="warmup_cosine", warmup_steps=50)
+_CPU_CUTS = ("The text is the source code of Python's standard library instead of enwik8, the model {times} times "
+             "narrower, the sequences {length} bytes instead of 65,536, the training {steps} steps instead of 60,000; "
+             "Adam instead of Adafactor; no dropout.")
+
+SETTINGS: dict[Scale, Setting] = {
+    "smoke": Setting(
+        model=_small_model(d_model=32, d_ff=64, num_layers=2, num_heads=2, d_head=16, max_length=128, chunk_length=16),
+        data=ByteCorpusConfig(length=128), optimizer=_CPU_OPTIMIZER, steps=6, batch_size=2, eval_points=2, eval_limit=4,
+        eval_batch_size=4, seeds=(0,), rounds=(1, 2), reformer_rounds=2, depths=(1, 2), threads=1,
+        cuts="Everything: a handful of steps of a toy model.",
+    ),
+    "quick": Setting(
+        model=_small_model(), data=ByteCorpusConfig(length=512), optimizer=_CPU_OPTIMIZER, steps=300, batch_size=4,
+        eval_points=5, eval_limit=64, eval_batch_size=8, seeds=(0,), rounds=(1, 2, 4, 8), reformer_rounds=4,
+        depths=(1, 3, 6), threads=1, cuts=_CPU_CUTS.format(times=8, length=512, steps=300) + " One seed.",
+    ),
+    "small": Setting(
+        model=_small_model(max_length=1024), data=ByteCorpusConfig(length=1024), optimizer=_CPU_OPTIMIZER, steps=600,
+        batch_size=4, eval_points=10, eval_limit=128, eval_batch_size=4, seeds=(0, 1, 2), rounds=(1, 2, 4, 8),
+        reformer_rounds=4, depths=(1, 3, 6), threads=1, cuts=_CPU_CUTS.format(times=8, length="1,024", steps=600),
+    ),
+    "gpu": Setting(
+        model=_small_model(d_model=512, d_ff=2048, num_heads=8, d_head=64, max_length=8192, chunk_length=64,
+                         positions="axial", axial_shape=(64, 128), axial_dims=(128, 384), dropout=0.1,
+                         loss_chunk_length=8192),
+        data=ByteCorpusConfig(path="enwik8", length=8192),
+        optimizer=OptimizerConfig(learning_rate=1e-3, schedule="warmup_cosine", warmup_steps=200), steps=2000,
+        batch_size=8, eval_points=10, eval_limit=64, eval_batch_size=8, seeds=(0,), rounds=(2, 4, 8, 16),
+        reformer_rounds=4, depths=(3, 6, 12), precision="bf16",
+        cuts="The model is half as wide, the sequences 8,192 bytes instead of 65,536, the training 2,000 steps instead "
+        "of 60,000; Adam instead of Adafactor; depth up to 12 layers instead of 24. One seed.",
+    ),
+    "paper": Setting(
+        model=get_preset("ablation_enwik8"), data=ByteCorpusConfig(path="enwik8", length=65_536, stride=16_384),
+        optimizer=OptimizerConfig(name="adafactor", learning_rate=2.0, schedule="warmup_rsqrt", warmup_steps=8000,
+                                  clip_norm=None),
+        steps=60_000, batch_size=8, eval_points=60, eval_limit=None, eval_batch_size=1, seeds=(0,),
+        rounds=(2, 4, 8, 16), reformer_rounds=4, depths=(3, 12, 16, 20, 24), precision="bf16",
+        cuts="The curves on imagenet64 are left out: its archives are not free to download. Depth uses the ablations' "
+        "schedule; the authors' sweep had constant rates.",
+    ),
+}
+
+
+def setting_of(results: ExperimentResults) -> Setting:
+    """Return the setting of the scale that the results are of."""
+    return SETTINGS[check_scale(results.scale)]
+
+
+def language_model_arms(scale: Scale, name: str, changes: dict[str, Any],
+                        evaluations: tuple[Evaluation, ...] = (Evaluation(),)) -> tuple[Arm, ...]:
+    """Return one arm for each seed of the scale: the scale's model with `changes`."""
+    setting = SETTINGS[scale]
+    return tuple(
+        Arm(name=name, run=RunConfig(
+            model=setting.model.replace(**changes), data=setting.data, optimizer=setting.optimizer, steps=setting.steps,
+            batch_size=setting.batch_size, seed=seed, precision=setting.precision, threads=setting.threads,
+            eval_every=max(1, setting.steps // setting.eval_points), eval_limit=setting.eval_limit,
+            eval_batch_size=setting.eval_batch_size, checkpoint_every=max(50, setting.steps // 20),
+            log_every=max(1, setting.steps // 100), evaluations=evaluations,
+        ))
+        for seed in setting.seeds
+    )
+
+
+def lsh_name(num_hashes: int) -> str:
+    """Name of the arm, and of the evaluation, with so many rounds."""
+    return f"LSH-{num_hashes}"
+
+
+def lsh_arms(scale: Scale, num_hashes: int, *, name: str | None = None, num_layers: int | None = None) -> tuple[Arm, ...]:
+    """Return the Reformer with `num_hashes` rounds in training, evaluated with every number of rounds too.
+
+    `name`: the arm's label, by default "LSH-<rounds>"; `num_layers`: by default those of the scale.
+    """
+    setting = SETTINGS[scale]
+    changes = {**lsh(num_hashes), "num_layers": num_layers or setting.model.num_layers}
+    others = tuple(Evaluation(name=lsh_name(rounds), model={"num_hashes": rounds}) for rounds in setting.rounds)
+    return language_model_arms(scale, name or lsh_name(num_hashes), changes, (Evaluation(), *others))

@@ -1,0 +1,247 @@
+"""C2, C3, C13 and table 3: bytes of activations against depth, length and the feed-forward chunk."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from reformer_lab.experiments.claim import (
+    Arm,
+    Experiment,
+    ExperimentResults,
+    MeasurementConfig,
+    Scale,
+    Verdict,
+    check_scale,
+)
+from reformer_lab.experiments.claims import C2, C3, C13
+from reformer_lab.experiments.judging import verdict
+from reformer_lab.models.config import ReformerConfig
+from reformer_lab.models.presets import get_preset
+from reformer_lab.reporting.records import MissingResult
+from reformer_lab.reporting.section import Figure, Section, Series, Table
+from reformer_lab.reporting.statistics import Estimate, slope
+
+DEPTH_REVERSIBLE, DEPTH_STORED = "depth, reversible", "depth, stored"
+LENGTH_LSH, LENGTH_FULL = "length, LSH", "length, full"
+CHUNK = "feed-forward chunk"
+HALF_MILLION = "half a million tokens"
+FLAT_SHARE, GROWING_SHARE = 0.05, 0.10
+"""Bytes per layer of the reversible model as a share of the stored one's: below the first it counts as flat in depth, above
+the second as growing."""
+IDENTICAL = {"fp32": 1e-5, "bf16": 2e-2}
+"""Relative difference up to which two results are the same but for rounding, by precision."""
+EIGHT_GB = 8e9
+
+Point = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """The measurement at one scale."""
+
+    model: ReformerConfig
+    """Of which the points are variations."""
+    depths: tuple[int, ...]
+    """Layers."""
+    depth_length: int
+    """Tokens where depth is varied."""
+    lengths: tuple[int, ...]
+    """Tokens where length is varied."""
+    chunks: tuple[int | None, ...]
+    """Pieces of the feed-forward layer; None is the whole sequence at once."""
+    d_ff: int
+    """Width of the feed-forward layer where its chunk is varied."""
+    device: str
+    """"cpu", or "auto": CUDA where there is one."""
+    precision: str = "fp32"
+    """Of the arithmetic."""
+    half_million: bool = False
+    """Also measure the model of half a million tokens."""
+    cuts: str
+    """What was cut against the paper."""
+
+
+_BASE = ReformerConfig(d_model=128, d_ff=512, num_layers=2, num_heads=4, d_head=32, num_hashes=1, positions="none",
+                       loss_chunk_length=1024)
+_LARGE = _BASE.replace(d_model=512, d_ff=2048, num_heads=8, d_head=64, num_hashes=4)
+
+SETTINGS: dict[Scale, Setting] = {
+    "smoke": Setting(model=_BASE, depths=(2, 4), depth_length=512, lengths=(512, 1024), chunks=(None, 64), d_ff=1024,
+                     device="cpu", cuts="Everything: up to 1,024 tokens of a toy model."),
+    "quick": Setting(model=_BASE, depths=(2, 4, 8), depth_length=2048, lengths=(2048, 4096, 8192, 16_384),
+                     chunks=(None, 2048, 512, 128), d_ff=4096, device="cpu",
+                     cuts="d_model 128, up to 8 layers and 16,384 tokens, on a CPU."),
+    "small": Setting(model=_BASE.replace(num_hashes=4), depths=(2, 4, 8, 16), depth_length=8192,
+                     lengths=(4096, 8192, 16_384, 32_768, 65_536), chunks=(None, 2048, 512, 128), d_ff=4096, device="cpu",
+                     cuts="d_model 128, on a CPU."),
+    "gpu": Setting(model=_LARGE, depths=(2, 4, 8, 16), depth_length=16_384, lengths=(8192, 16_384, 32_768, 65_536),
+                   chunks=(None, 4096, 1024, 256), d_ff=8192, device="auto", half_million=True,
+                   cuts="Nothing: the paper gives complexities, no numbers."),
+    "paper": Setting(model=_LARGE.replace(d_model=1024, d_ff=4096, d_head=128), depths=(3, 6, 12, 20), depth_length=65_536,
+                     lengths=(8192, 16_384, 32_768, 65_536), chunks=(None, 4096, 1024, 256), d_ff=16_384, device="auto",
+                     half_million=True, cuts="Nothing: the paper gives complexities, no numbers."),
+}
+
+
+def arms(scale: Scale) -> tuple[Arm, ...]:
+    """Return one arm for each line of the figures."""
+    setting = SETTINGS[scale]
+    depth_points = [{"num_layers": depth, "length": setting.depth_length} for depth in setting.depths]
+    length_points = [{"length": length} for length in setting.lengths]
+    chunk_points = [{"ff_chunk_length": chunk, "length": setting.depth_length} for chunk in setting.chunks]
+    lsh = setting.model.replace(attention=("lsh",))
+    sweeps: dict[str, tuple[ReformerConfig, list[dict[str, Any]]]] = {
+        DEPTH_REVERSIBLE: (lsh, depth_points),
+        DEPTH_STORED: (lsh.replace(reversible=False), depth_points),
+        LENGTH_LSH: (lsh, length_points),
+        LENGTH_FULL: (lsh.replace(attention=("full",)), length_points),
+        CHUNK: (lsh.replace(d_ff=setting.d_ff), chunk_points),
+    }
+    if setting.half_million:
+        model = get_preset("crime_and_punishment")
+        sweeps[HALF_MILLION] = (model, [{"length": model.max_length}])
+    return tuple(
+        Arm(name=name, run=MeasurementConfig(kind="memory", parameters={
+            "model": model.to_dict(), "points": points, "batch_size": 1, "device": setting.device,
+            "precision": setting.precision, "max_seconds": 600,
+        }))
+        for name, (model, points) in sweeps.items()
+    )
+
+
+def points(results: ExperimentResults, name: str) -> list[Point]:
+    """Return the points of an arm that finished. Raises MissingResult when there is none."""
+    found = [event for event in results.require(name)[0].measurements if event["status"] == "finished"]
+    if not found:
+        raise MissingResult(f"{name}: no point could be measured")
+    return found
+
+
+def per_layer(results: ExperimentResults, name: str) -> Estimate:
+    """Return the slope of activation bytes over the number of layers."""
+    found = points(results, name)
+    if len(found) < 2:
+        raise MissingResult(f"{name}: fewer than two depths could be measured")
+    return slope([event["model"]["num_layers"] for event in found], [event["activation_bytes"] for event in found])
+
+
+def growth(results: ExperimentResults, name: str) -> Estimate | None:
+    """Return the exponent of activation bytes over length, or None without two points."""
+    found = [(event["length"], event["activation_bytes"]) for event in points(results, name) if event["activation_bytes"] > 0]
+    if len(found) < 2:
+        return None
+    return slope([math.log2(length) for length, _ in found], [math.log2(size) for _, size in found])
+
+
+def judge(results: ExperimentResults) -> tuple[Verdict, ...]:
+    """Judge C2 by the bytes per layer, C3 by results and bytes over the chunk, C13 by the half million tokens."""
+    found = [_judge_depth(results), _judge_chunk(results)]
+    if HALF_MILLION in results.names:
+        found.append(_judge_half_million(results))
+    else:
+        found.append(Verdict(claim=C13.id, experiment="memory", outcome="not run", summary=C13.not_run, scale=results.scale))
+    return tuple(found)
+
+
+def _judge_depth(results: ExperimentResults) -> Verdict:
+    stored, reversible = per_layer(results, DEPTH_STORED), per_layer(results, DEPTH_REVERSIBLE)
+    share = reversible.value / stored.value if stored.value > 0 else math.inf
+    holds = True if share < FLAT_SHARE else False if share > GROWING_SHARE else None
+    summary = (f"reversible {_megabytes(reversible.value)} a layer, stored {_megabytes(stored.value)}: "
+               f"{100 * share:.1f} %").replace("-", "−")
+    return verdict(results, "memory", C2, holds, summary, estimate=Estimate(value=100 * share, n=stored.n), unit="%")
+
+
+def _judge_chunk(results: ExperimentResults) -> Verdict:
+    found = points(results, CHUNK)
+    whole = next((event for event in found if event["model"]["ff_chunk_length"] is None), None)
+    pieces = [event for event in found if event["model"]["ff_chunk_length"] is not None]
+    if whole is None or not pieces:
+        raise MissingResult(f"{CHUNK}: the whole sequence and a piece of it are both needed")
+    difference = max(_relative(event[key], whole[key]) for event in pieces
+                     for key in ("loss", "gradient_norm", "gradient_component"))
+    smallest = min(pieces, key=lambda event: event["model"]["ff_chunk_length"])
+    share = smallest["activation_bytes"] / whole["activation_bytes"]
+    same = difference <= IDENTICAL[SETTINGS[check_scale(results.scale)].precision]
+    summary = (f"chunk {smallest['model']['ff_chunk_length']} takes {100 * share:.0f} % of the activations of the whole; loss and "
+               f"gradients differ by {difference:.0e} at most (rounding)")
+    return verdict(results, "memory", C3, same and share < 1, summary, unit="%",
+                   estimate=Estimate(value=100 * share, n=len(found)))
+
+
+def _judge_half_million(results: ExperimentResults) -> Verdict:
+    event = results.require(HALF_MILLION)[0].measurements[0]
+    if event["status"] != "finished":
+        return verdict(results, "memory", C13, None, f"524,288 tokens: {event['status']}", n=1)
+    parts = ("activation_bytes", "parameter_bytes", "gradient_bytes", "optimizer_bytes")
+    total = float(sum(event[part] for part in parts))
+    summary = f"a training step on 524,288 tokens takes {total / 1e9:.2f} GB: {_megabytes(event['activation_bytes'])} activations"
+    return verdict(results, "memory", C13, total < EIGHT_GB, summary, estimate=Estimate(value=total / 1e9), unit="GB")
+
+
+def _relative(value: float, reference: float) -> float:
+    return abs(value - reference) / max(abs(reference), 1e-30)
+
+
+def _megabytes(size: float) -> str:
+    return f"{size / 1e6:.2f} MB"
+
+
+def show(results: ExperimentResults) -> Section:
+    """Show activations against depth, length and chunk, and how the lines grow."""
+    setting = SETTINGS[check_scale(results.scale)]
+    figures, rows = [], []
+    for title, x_label, key, names in (
+        ("Activations against depth", "layers", "num_layers", (DEPTH_STORED, DEPTH_REVERSIBLE)),
+        ("Activations against length", "length (tokens)", "length", (LENGTH_FULL, LENGTH_LSH)),
+        ("Activations against the feed-forward chunk", "positions at once", "ff_chunk_length", (CHUNK,)),
+    ):
+        series = []
+        for name in names:
+            if not results.of(name):
+                continue
+            events = results.of(name)[0].measurements
+            done = [(_x(event, key, setting), event["activation_bytes"] / 1e6) for event in events if event["status"] == "finished"]
+            if done:
+                series.append(Series(label=name, x=[x for x, _ in done], y=[y for _, y in done]))
+            for event in events:
+                size = event["activation_bytes"] / 1e6 if event["status"] == "finished" else event["status"]
+                rows.append((name, _x(event, key, setting), size, event.get("seconds")))
+        figures.append(Figure(title=title, x_label=x_label, y_label="MB of activations", series=tuple(series),
+                              log_x=key != "num_layers", log_y=key == "length"))
+    if not rows:
+        raise MissingResult("nothing was measured")
+    text = [f"d_model {setting.model.d_model}, {setting.model.num_heads} heads x {setting.model.d_head}, LSH-"
+            f"{setting.model.num_hashes}, chunk {setting.model.chunk_length}, batch 1, {setting.precision}. Peak of a training "
+            "step minus parameters, gradients and optimiser states; each point in a process of its own."]
+    for name in (LENGTH_LSH, LENGTH_FULL):
+        if results.of(name) and (exponent := growth(results, name)) is not None:
+            text.append(f"{name}: activations grow as L^{exponent.value:.2f} (1 is linear). "
+                        + ("Full attention never holds its L x L scores here: torch computes it in tiles, which the paper's "
+                           "table 3 predates." if name == LENGTH_FULL else ""))
+    return Section(text=tuple(text), figures=tuple(figures),
+                   tables=(Table(title="Every point", header=("line", "at", "MB of activations", "seconds"), rows=tuple(rows)),))
+
+
+def _x(event: Point, key: str, setting: Setting) -> int:
+    if key == "length":
+        return int(event["length"])
+    value = event["model"][key]
+    return int(setting.depth_length if value is None else value)
+
+
+EXPERIMENT = Experiment(
+    name="memory",
+    title="Memory",
+    question="What do depth, length and the feed-forward chunk cost in activations?",
+    claims=(C2, C3, C13),
+    criterion=f"C2 is supported if the reversible model's bytes per additional layer are below {FLAT_SHARE:.0%} of the storing "
+    f"model's, contradicted above {GROWING_SHARE:.0%}. C3 is supported if the smallest chunk takes fewer bytes than the whole "
+    f"sequence at once and loss and gradients agree within {IDENTICAL['fp32']:.0e} in fp32; else contradicted. C13 is supported "
+    "if a training step of the model of half a million tokens takes less than 8 GB, parameters and optimiser included.",
+    arms=arms,
+    judge=judge,
+    show=show,
+    cuts=lambda scale: SETTINGS[scale].cuts,
+)

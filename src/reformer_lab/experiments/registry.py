@@ -1,0 +1,44 @@
+"""Every experiment, and about how long each takes."""
+
+import difflib
+from collections.abc import Iterable
+
+from reformer_lab.errors import UserError
+from reformer_lab.experiments import depth, hash_rounds, memory, reversible, shared_qk, speed, table2
+from reformer_lab.experiments.claim import Experiment, Scale
+
+EXPERIMENTS: dict[str, Experiment] = {
+    module.EXPERIMENT.name: module.EXPERIMENT
+    for module in (table2, shared_qk, reversible, hash_rounds, depth, speed, memory)
+}
+"""In the order of the report."""
+
+MINUTES: dict[str, dict[Scale, float]] = {
+    "table2": {"smoke": 0.3, "quick": 5, "small": 60, "gpu": 20, "paper": 1500},
+    "shared_qk": {"smoke": 0.2, "quick": 1, "small": 25, "gpu": 15, "paper": 6000},
+    "reversible": {"smoke": 0.2, "quick": 1.5, "small": 40, "gpu": 25, "paper": 10_000},
+    "hash_rounds": {"smoke": 0.3, "quick": 3, "small": 60, "gpu": 25, "paper": 20_000},
+    "depth": {"smoke": 0.2, "quick": 2, "small": 45, "gpu": 25, "paper": 60_000},
+    "speed": {"smoke": 0.2, "quick": 1.5, "small": 20, "gpu": 5, "paper": 5},
+    "memory": {"smoke": 0.7, "quick": 2, "small": 15, "gpu": 5, "paper": 10},
+}
+"""Expected minutes of an experiment run by itself: up to small on 2 CPU cores, then on one H200-class GPU. Those of gpu and
+paper are estimates. Arms that experiments share are run once, so that a suite takes less than the sum."""
+
+
+def get_experiments(names: Iterable[str] | None = None) -> tuple[Experiment, ...]:
+    """Return the experiments of these names in the order of the report; None: all of them.
+
+    Raises UserError for an unknown name, with the nearest known one.
+    """
+    if names is None:
+        return tuple(EXPERIMENTS.values())
+    wanted = list(names)
+    for name in wanted:
+        if name not in EXPERIMENTS:
+            near = difflib.get_close_matches(name, EXPERIMENTS, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise UserError(f"unknown experiment {name!r}: {hint}known: {', '.join(EXPERIMENTS)}")
+    if not wanted:
+        raise UserError(f"no experiment was named; known: {', '.join(EXPERIMENTS)}")
+    return tuple(experiment for name, experiment in EXPERIMENTS.items() if name in wanted)

@@ -1,0 +1,192 @@
+"""C8 and C1: seconds of a training step against length, at a fixed number of tokens."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from reformer_lab.experiments.claim import (
+    Arm,
+    Experiment,
+    ExperimentResults,
+    MeasurementConfig,
+    Scale,
+    Verdict,
+    check_scale,
+)
+from reformer_lab.experiments.claims import C1, C8
+from reformer_lab.experiments.judging import above, below, signed, together, verdict
+from reformer_lab.models.config import ReformerConfig
+from reformer_lab.reporting.records import MissingResult
+from reformer_lab.reporting.section import Figure, Section, Series, Table
+from reformer_lab.reporting.statistics import Estimate, mean_interval, slope
+
+FULL = "full attention"
+FLAT = 0.15
+"""Exponent of time over length, at a fixed number of tokens, up to which time counts as flat: 11 % a doubling."""
+QUADRATIC_PART = 0.3
+"""Exponent from which full attention counts as slowing down: 23 % a doubling. Projections dilute the square."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """The measurement at one scale."""
+
+    lengths: tuple[int, ...]
+    """Tokens of a sequence."""
+    tokens: int
+    """Tokens of a batch, at every length."""
+    rounds: tuple[int, ...]
+    """Hash rounds of the LSH arms."""
+    repeats: int
+    """Times that each point is measured."""
+    model: ReformerConfig
+    """One layer; the arms change its attention."""
+    device: str
+    """"cpu", or "auto": CUDA where there is one."""
+    precision: str = "fp32"
+    """Of the arithmetic."""
+    cuts: str
+    """What was cut against the paper."""
+
+
+def _one_layer(**changes: Any) -> ReformerConfig:
+    """Attention with its projections, a feed-forward layer no wider than the model, the output layer."""
+    base = ReformerConfig(d_model=256, d_ff=256, num_layers=1, num_heads=4, d_head=64, positions="none", chunk_length=64,
+                          loss_chunk_length=1024)
+    return base.replace(**changes)
+
+
+_PAPER_LENGTHS = (1024, 2048, 4096, 8192, 16_384, 32_768)
+
+SETTINGS: dict[Scale, Setting] = {
+    "smoke": Setting(lengths=(128, 256, 512), tokens=512, rounds=(1,), repeats=2,
+                     model=_one_layer(d_model=64, d_ff=64, num_heads=2, d_head=32, chunk_length=32), device="cpu",
+                     cuts="Everything: 512 tokens of a toy model."),
+    "quick": Setting(lengths=(1024, 2048, 4096, 8192), tokens=8192, rounds=(1, 2, 4), repeats=5, model=_one_layer(),
+                     device="cpu", cuts="8,192 tokens a batch instead of 32,768, lengths up to 8,192 instead of 32,768, one "
+                     "layer, on a CPU."),
+    "small": Setting(lengths=_PAPER_LENGTHS, tokens=32_768, rounds=(1, 2, 4, 8), repeats=5, model=_one_layer(), device="cpu",
+                     cuts="One layer, on a CPU."),
+    "gpu": Setting(lengths=_PAPER_LENGTHS, tokens=32_768, rounds=(1, 2, 4, 8), repeats=20,
+                   model=_one_layer(d_model=1024, d_ff=4096, num_layers=3, num_heads=8, d_head=128, loss_chunk_length=None),
+                   device="auto", precision="bf16", cuts="Nothing in size; another accelerator."),
+    "paper": Setting(lengths=_PAPER_LENGTHS, tokens=32_768, rounds=(1, 2, 4, 8), repeats=20,
+                     model=_one_layer(d_model=1024, d_ff=4096, num_layers=3, num_heads=8, d_head=128, loss_chunk_length=None),
+                     device="auto", cuts="Nothing in size; another accelerator."),
+}
+
+
+def arms(scale: Scale) -> tuple[Arm, ...]:
+    """Return full attention and LSH attention with each number of rounds."""
+    setting = SETTINGS[scale]
+    kinds: dict[str, dict[str, Any]] = {FULL: {"attention": ("full",), "shared_qk": False}}
+    kinds |= {f"LSH-{rounds}": {"attention": ("lsh",), "num_hashes": rounds} for rounds in setting.rounds}
+    points = [{"length": length, "batch_size": setting.tokens // length} for length in setting.lengths]
+    return tuple(
+        Arm(name=name, run=MeasurementConfig(kind="speed", parameters={
+            "model": setting.model.replace(max_length=max(setting.lengths), reversible=False, **changes).to_dict(),
+            "points": points, "rounds": setting.repeats, "device": setting.device, "precision": setting.precision,
+            "max_seconds": 120,
+        }))
+        for name, changes in kinds.items()
+    )
+
+
+def times(results: ExperimentResults, name: str) -> dict[int, list[float]]:
+    """Return the seconds of each repeat by length, of the points that finished. Raises MissingResult without two."""
+    events = results.require(name)[0].measurements
+    found = {int(event["length"]): list(event["seconds"]) for event in events if event["status"] == "finished"}
+    if len(found) < 2:
+        raise MissingResult(f"{name}: fewer than two lengths could be measured")
+    return found
+
+
+def exponent(seconds: Mapping[int, list[float]]) -> Estimate:
+    """Return the slope of log time over log length: each round of the measurement, over all lengths, gives one."""
+    lengths = sorted(seconds)
+    logs = [math.log2(length) for length in lengths]
+    rounds = zip(*(seconds[length] for length in lengths), strict=False)
+    return mean_interval([slope(logs, [math.log2(value) for value in values]).value for values in rounds])
+
+
+def speedup(results: ExperimentResults, name: str) -> tuple[int, Estimate] | None:
+    """Return the longest length that both could do, and how many times faster than full attention `name` is there."""
+    full, other = times(results, FULL), times(results, name)
+    common = sorted(set(full) & set(other))
+    if not common:
+        return None
+    length = common[-1]
+    pairs = zip(full[length], other[length], strict=False)
+    return length, mean_interval([theirs / ours for theirs, ours in pairs])
+
+
+def judge(results: ExperimentResults) -> tuple[Verdict, ...]:
+    """Judge C8 by the exponents, C1 by the exponent for one sequence and by the speed at the longest length."""
+    lsh = [name for name in results.names if name != FULL]
+    full = exponent(times(results, FULL))
+    slopes = {name: exponent(times(results, name)) for name in lsh}
+    steepest = max(slopes, key=lambda name: slopes[name].value)
+    flat = together(*(below(estimate, FLAT) for estimate in slopes.values()))
+    listed = ", ".join(f"{name} {signed(estimate, 2)}" for name, estimate in slopes.items())
+    found = [verdict(results, "speed", C8, together(flat, above(full, QUADRATIC_PART)),
+                     f"exponent of time over length: full {signed(full, 2)}; {listed}", estimate=slopes[steepest])]
+    fastest = speedup(results, lsh[0])
+    if fastest is not None:
+        length, ratio = fastest
+        worst = slopes[steepest]
+        one_sequence = Estimate(value=1 + worst.value, n=worst.n,
+                                low=None if worst.low is None else 1 + worst.low,
+                                high=None if worst.high is None else 1 + worst.high)
+        faster = above(ratio, 1.0)
+        holds = together(below(one_sequence, 1 + FLAT), True if faster else None)
+        summary = (f"time of one sequence grows as L^{one_sequence.value:.2f} ({steepest}), full attention L^{1 + full.value:.2f}; "
+                   f"at {length:,} tokens {lsh[0]} is {ratio.value:.2f} times as fast as full attention")
+        found.append(verdict(results, "speed", C1, holds, summary, estimate=one_sequence))
+    return tuple(found)
+
+
+def show(results: ExperimentResults) -> Section:
+    """Show seconds a step against length, and the table behind it."""
+    setting = SETTINGS[check_scale(results.scale)]
+    series, rows, device = [], [], ""
+    for name in results.names:
+        for record in results.of(name)[:1]:
+            events = record.measurements
+            done = [event for event in events if event["status"] == "finished"]
+            device = f"{events[0]['device_name']}, {events[0]['threads']} threads" if events else device
+            if done:
+                series.append(Series(label=name, x=[event["length"] for event in done], y=[event["median"] for event in done],
+                                     low=[event["low"] for event in done], high=[event["high"] for event in done]))
+            cells = {event["length"]: event["median"] if event["status"] == "finished" else event["status"] for event in events}
+            rows.append((name, *(cells.get(length) for length in setting.lengths)))
+    if not rows:
+        raise MissingResult("nothing was measured")
+    return Section(
+        text=(f"Forward and backward pass of {setting.model.num_layers} layer{'s' if setting.model.num_layers > 1 else ''}, "
+              f"d_model {setting.model.d_model}, {setting.model.num_heads} heads x {setting.model.d_head}, {setting.tokens:,} "
+              f"tokens a batch, {setting.precision}; {device}. Full attention is torch's scaled_dot_product_attention, which "
+              "the paper did not have: it is faster, and linear in memory.",),
+        figures=(Figure(title="Seconds a step at a fixed number of tokens", x_label="length (tokens)", y_label="seconds a step",
+                        series=tuple(series), log_x=True, log_y=True,
+                        caption=f"Median of {setting.repeats} rounds, band from the 20th to the 80th percentile."),),
+        tables=(Table(title="Median seconds a step", header=("attention", *(f"{length:,}" for length in setting.lengths)),
+                      rows=tuple(rows)),),
+    )
+
+
+EXPERIMENT = Experiment(
+    name="speed",
+    title="Speed against length",
+    question="With as many tokens in each batch, does a step take longer when the sequences are longer?",
+    claims=(C8, C1),
+    criterion="The exponent of time over length at a fixed number of tokens is the slope of log time over log length, one "
+    f"slope for each round of measurements. C8 is supported if it is below {FLAT} for LSH attention with every number of "
+    f"rounds and above {QUADRATIC_PART} for full attention, both by the whole 95 % interval; contradicted if one interval is "
+    f"wholly on the wrong side. C1 is supported if the time of one sequence grows with an exponent below {1 + FLAT} (linear up "
+    "to logarithms) and LSH attention with the fewest rounds is faster than full attention at the greatest length.",
+    arms=arms,
+    judge=judge,
+    show=show,
+    cuts=lambda scale: SETTINGS[scale].cuts,
+)

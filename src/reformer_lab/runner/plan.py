@@ -1,0 +1,74 @@
+"""What a suite runs: the arms of the chosen experiments, each once, in the order that fills the workers best."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from reformer_lab.experiments.claim import Arm, Experiment, MeasurementConfig, Scale
+from reformer_lab.reporting.records import ArmEntry
+
+if TYPE_CHECKING:
+    from reformer_lab.training.config import RunConfig
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The arms of a suite."""
+
+    scale: Scale
+    """The scale of every arm."""
+    experiments: tuple[Experiment, ...]
+    """What was asked for."""
+    entries: Mapping[str, tuple[ArmEntry, ...]]
+    """The arms of each experiment, shared ones in each of theirs."""
+    arms: Mapping[str, Arm]
+    """Every different arm, by id."""
+    labels: Mapping[str, str]
+    """What to call an arm on the screen, by id: its first experiment, its name, its seed where there are several."""
+
+    @property
+    def trainings(self) -> tuple[Arm, ...]:
+        """Trainings, the longest first: the last to start is then short, and no worker idles for long at the end."""
+        found = [arm for arm in self.arms.values() if arm.kind == "training"]
+        return tuple(sorted(found, key=lambda arm: -training_cost(arm.run)))
+
+    @property
+    def measurements(self) -> tuple[Arm, ...]:
+        """Measurements, in the order of declaration."""
+        return tuple(arm for arm in self.arms.values() if arm.kind == "measurement")
+
+
+def make_plan(experiments: Iterable[Experiment], scale: Scale) -> Plan:
+    """Collect the arms of `experiments` at `scale`."""
+    chosen = tuple(experiments)
+    entries: dict[str, tuple[ArmEntry, ...]] = {}
+    arms: dict[str, Arm] = {}
+    labels: dict[str, str] = {}
+    for experiment in chosen:
+        declared = experiment.arms(scale)
+        entries[experiment.name] = tuple(arm.entry() for arm in declared)
+        names = [arm.name for arm in declared]
+        for arm in declared:
+            arms.setdefault(arm.id, arm)
+            seed = f" seed {arm.seed}" if names.count(arm.name) > 1 else ""
+            labels.setdefault(arm.id, f"{experiment.name} {arm.name}{seed}")
+    return Plan(scale, chosen, entries, arms, labels)
+
+
+def training_cost(run: "RunConfig | MeasurementConfig") -> float:
+    """Return a rough number of multiply-adds of a training run, to sort runs by; 0 for a measurement."""
+    if isinstance(run, MeasurementConfig):
+        return 0.0
+    model = run.model
+    width = model.num_heads * model.d_head
+    seen = {  # keys that one query is compared with, gathering counted for LSH
+        "full": run.data.length,
+        "local": (1 + model.local_chunks_before + model.local_chunks_after) * model.local_chunk_length,
+        "lsh": 4 * model.num_hashes * (1 + model.chunks_before + model.chunks_after) * model.chunk_length,
+    }
+    attention = sum(2 * width * seen[kind] for kind in model.layer_kinds())
+    dense = model.num_layers * (4 * model.d_model * width + 2 * model.d_model * model.d_ff)
+    if model.reversible:
+        dense, attention = dense * 4 / 3, attention * 4 / 3
+    head = 2 * model.d_model * model.vocab_size
+    return float(run.steps * run.batch_size * run.data.length * (dense + attention + head))

@@ -1,0 +1,90 @@
+"""The engine's side of a worker: starts it, listens to it, stops it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+class WorkerProcess:
+    """One running arm."""
+
+    def __init__(self, job: Mapping[str, Any], job_file: Path, log_file: Path, threads: int | None) -> None:
+        """Start `runner.worker` on `job`, written to `job_file`; its standard error goes to `log_file`."""
+        for path in (job_file, log_file):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        job_file.write_text(json.dumps(job), encoding="utf-8")
+        environment = dict(os.environ)
+        if threads is not None:
+            environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+        self.done = 0
+        """Steps done."""
+        self.total = 0
+        """Steps in all; 0 until the worker has said so."""
+        self.text = ""
+        """The worker's last word on how it goes."""
+        self.error: str | None = None
+        """Why it failed, in its own words."""
+        self._log_file = log_file
+        self._start = time.monotonic()
+        command = [sys.executable, "-m", "reformer_lab.runner.worker", str(job_file)]
+        with log_file.open("w", encoding="utf-8") as log:
+            # A session of its own: Ctrl-C reaches the engine alone, which then lets its workers write their checkpoints.
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
+                                             encoding="utf-8", env=environment, start_new_session=True)
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock time since the start."""
+        return time.monotonic() - self._start
+
+    def poll(self) -> int | None:
+        """Return the exit code, or None while it runs."""
+        code = self._process.poll()
+        if code is not None:
+            self._listener.join()
+        return code
+
+    def failure(self, code: int) -> str:
+        """Return why a worker that ended with `code` failed."""
+        if self.error:
+            return self.error
+        if code < 0:
+            hint = " (the system kills a process so when memory runs out)" if code == -signal.SIGKILL else ""
+            return f"killed by signal {-code}{hint}"
+        lines = self._log_file.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        return lines[-1] if lines else f"exit code {code}"
+
+    def stop(self) -> None:
+        """Ask it to write a checkpoint and end."""
+        if self._process.poll() is None:
+            self._process.terminate()
+
+    def kill(self) -> None:
+        """End it at once, with the processes that it started."""
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for its end and return the exit code. Raises subprocess.TimeoutExpired."""
+        code = self._process.wait(timeout)
+        self._listener.join()
+        return code
+
+    def _listen(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            try:
+                message = json.loads(line)
+            except ValueError:  # a line cut short by a kill
+                continue
+            self.done, self.total = message.get("progress", self.done), message.get("total", self.total)
+            self.text, self.error = message.get("text", self.text), message.get("error", self.error)

@@ -1,0 +1,118 @@
+"""One arm in a process of its own: `python -m reformer_lab.runner.worker JOB`, started by the engine.
+
+JOB is a JSON object: "kind", "config" and the run folder, "output". Standard output carries one JSON object per line:
+{"progress": done, "total": ..., "text": ...} while it runs, {"error": ...} when it fails. Everything else that the run
+prints goes to standard error. The process ends with the engine: when standard input closes, it stops as for SIGTERM,
+leaving a run that can be taken up again.
+"""
+
+import json
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from reformer_lab.errors import UserError
+
+EXIT_FAILED = 1
+EXIT_STOPPED = 143
+
+Report = Callable[[Mapping[str, Any]], None]
+
+
+def run_job(job: Mapping[str, Any], report: Report) -> None:
+    """Run a job to its end. The run folder then holds metrics.jsonl and environment.json."""
+    output = Path(job["output"])
+    if job["kind"] == "training":
+        _train(job["config"], output, report)
+    else:
+        _measure(job["config"], output, report)
+
+
+def _train(config: Mapping[str, Any], output: Path, report: Report) -> None:
+    from reformer_lab.training.config import RunConfig
+    from reformer_lab.training.loop import train
+
+    run = RunConfig.from_dict(config)
+
+    def progress(event: Mapping[str, Any]) -> None:
+        if "step" in event:
+            bits = event.get("bits")
+            text = f"{bits:.3f} bits" if isinstance(bits, float) else ""
+            report({"progress": event["step"], "total": run.steps, "text": text})
+
+    train(run, output, progress=progress)
+
+
+def _measure(config: Mapping[str, Any], output: Path, report: Report) -> None:
+    from reformer_lab.benchmarks.memory import measure_memory
+    from reformer_lab.benchmarks.speed import measure_speed
+    from reformer_lab.training.tracking import environment
+
+    measures = {"speed": measure_speed, "memory": measure_memory}
+    if config["kind"] not in measures:
+        raise UserError(f"measurement {config['kind']!r} does not exist; known: {', '.join(measures)}")
+    measure = measures[config["kind"]]
+
+    def progress(done: int, total: int) -> None:
+        report({"progress": done, "total": total, "text": ""})
+
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+    (output / "environment.json").write_text(json.dumps(environment(), indent=1) + "\n", encoding="utf-8")
+    with (output / "metrics.jsonl").open("w", encoding="utf-8") as file:
+        for event in measure(config["parameters"], config["seed"], progress=progress):
+            file.write(json.dumps(event) + "\n")
+            file.flush()
+
+
+def main() -> int:
+    """Read the job file named by the first argument and run it; see the module for the protocol."""
+    channel = _take_standard_output()
+    signal.signal(signal.SIGTERM, _raise_interrupt)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the engine, which stops its workers itself
+    threading.Thread(target=_stop_with_parent, daemon=True).start()
+
+    def report(message: Mapping[str, Any]) -> None:
+        channel.write(json.dumps(message) + "\n")
+        channel.flush()
+
+    try:
+        run_job(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), report)
+    except KeyboardInterrupt:
+        return EXIT_STOPPED
+    except UserError as error:
+        report({"error": str(error)})
+        return EXIT_FAILED
+    except Exception as error:
+        traceback.print_exc()
+        report({"error": f"{type(error).__name__}: {error}"})
+        return EXIT_FAILED
+    return 0
+
+
+def _take_standard_output() -> TextIO:
+    """Keep standard output for the protocol: whatever libraries print goes to standard error."""
+    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return channel
+
+
+def _raise_interrupt(*_: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once: a second one must not cut the checkpoint short
+    raise KeyboardInterrupt
+
+
+def _stop_with_parent() -> None:
+    """Wait for the end of standard input, which the engine keeps open for as long as it lives."""
+    while os.read(0, 1):  # not sys.stdin: its lock would be held when the interpreter ends
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
