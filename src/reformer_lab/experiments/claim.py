@@ -194,8 +194,14 @@ class ExperimentResults:
         return records
 
     def values(self, name: str, *path: str) -> list[float]:
-        """Return `record.value(*path)` of each finished run of an arm. Raises MissingResult when there is none."""
-        return [float(record.value(*path)) for record in self.require(name)]
+        """Return the number at `record.value(*path)` of each finished run of an arm.
+
+        Raises MissingResult when no run is finished, or when one of them has no number there.
+        """
+        values = [record.value(*path) for record in self.require(name)]
+        if not all(isinstance(value, (int, float)) for value in values):
+            raise MissingResult(f"{name}: no number in {'.'.join(path)} of its result")
+        return [float(value) for value in values]
 
     @property
     def failed(self) -> tuple[Record, ...]:
@@ -241,7 +247,7 @@ class Experiment:
         """Judge the results: at least one verdict for each claim, "not run" where results are missing."""
         if not results.arms:
             here = self.arms(check_scale(results.scale))
-            reason = "no part of this suite" if here else f"has no runs at the scale {results.scale}"
+            reason = "the experiment was no part of this suite" if here else f"no runs at the scale {results.scale}"
             return tuple(self._not_run(claim, claim.not_run or reason, results.scale) for claim in self.claims)
         try:
             found = self.judge(results) if any(results.of(name) for name in results.names) else ()

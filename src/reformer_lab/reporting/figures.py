@@ -7,7 +7,9 @@ The same figure gives the same bytes: no dates, fixed salt for the ids. Text sta
 import io
 import math
 import re
+import unicodedata
 from collections.abc import Sequence
+from dataclasses import replace
 from html import escape
 from typing import Any
 
@@ -31,16 +33,38 @@ def css_variables(colours: Sequence[str], grid: str) -> str:
 
 def inline_svg(figure: Figure, identifier: str) -> str:
     """Return an `<svg>` element for a page that defines `css_variables`. `identifier` keeps its ids apart."""
+    figure = _drawable(figure)
     return _themed(_draw(figure), figure, identifier)
 
 
-def standalone_svg(figure: Figure, identifier: str) -> str:
-    """Return a whole SVG file that follows the reader's light or dark setting."""
+def standalone_svg(inline: str) -> str:
+    """Return a drawing of `inline_svg` as a whole SVG file that follows the reader's light or dark setting."""
     light = f"color:#1d1f23;{css_variables(LIGHT, '#d9d9d6')}"
     dark = f"color:#e4e2dd;{css_variables(DARK, '#3b3e44')}"
     style = f"<style>svg{{{light}}}@media (prefers-color-scheme:dark){{svg{{{dark}}}}}</style>"
-    opening, rest = inline_svg(figure, identifier).split(">", 1)
+    opening, rest = inline.split(">", 1)
     return f'<?xml version="1.0" encoding="utf-8"?>\n{opening}>{style}{rest}\n'
+
+
+def _drawable(figure: Figure) -> Figure:
+    """Return the figure with labels that XML can hold: labels may come from files, and those may hold anything."""
+
+    def clean(text: str) -> str:
+        text = text.encode("utf-8", errors="replace").decode("utf-8")
+        return "".join(" " if unicodedata.category(character) == "Cc" else character for character in text)
+
+    def cleaned(series: Series) -> Series:
+        x: list = [clean(value) if isinstance(value, str) else value for value in series.x]
+        return replace(series, label=clean(series.label), x=x)
+
+    return replace(
+        figure,
+        title=clean(figure.title),
+        x_label=clean(figure.x_label),
+        y_label=clean(figure.y_label),
+        series=tuple(cleaned(series) for series in figure.series),
+        levels=tuple(replace(level, label=clean(level.label)) for level in figure.levels),
+    )
 
 
 def _draw(figure: Figure) -> str:

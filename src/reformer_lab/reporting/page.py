@@ -123,9 +123,8 @@ def _chapter(experiment: Experiment, suite: Suite, results: ExperimentResults, r
         name = f"{slug(experiment.name)}-{slug(figure.title)}"
         taken = {drawing.name for drawing in drawings}
         name = next(n for n in (name, *(f"{name}-{i}" for i in range(2, 99))) if n not in taken)
-        drawings.append(
-            Drawing(figure=figure, name=name, inline=inline_svg(figure, name), standalone=standalone_svg(figure, name))
-        )
+        inline = inline_svg(figure, name)
+        drawings.append(Drawing(figure=figure, name=name, inline=inline, standalone=standalone_svg(inline)))
     runs = tuple(_run_row(arm.id, arm.name, arm.seed, results.records.get(arm.id)) for arm in results.arms)
     seconds = [results.records[arm.id].seconds or 0.0 for arm in results.arms if arm.id in results.records]
     return Chapter(

@@ -1,0 +1,248 @@
+"""The report of made-up results: complete, half finished, damaged, hostile."""
+
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from made_up import EXPERIMENTS, write_suite
+
+from reformer_lab.errors import UserError
+from reformer_lab.experiments.claim import ExperimentResults
+from reformer_lab.experiments.claims import CLAIMS
+from reformer_lab.reporting.page import report_folder
+from reformer_lab.reporting.records import read_results, read_suite, write_record
+from reformer_lab.reporting.section import Figure, Section, Series, Table
+
+HOSTILE = '<script>alert("x")</script>\ud800'
+
+
+class _Page(HTMLParser):
+    """Tags with their attributes, ids, and the text outside of style sheets."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "col", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in ("p", "li", "path", "use"):
+            while self.open and self.open.pop() != tag:
+                pass
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.text += data
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    write_suite(folder)
+    report_folder(folder, EXPERIMENTS)
+    return folder / "report"
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("half")
+    write_suite(folder, skip=("regular", "3 layers", "12 layers"), fail=("LSH-2",))
+    report_folder(folder, EXPERIMENTS)
+    return folder / "report"
+
+
+def words(path: Path) -> str:
+    """The page's text with single spaces."""
+    return " ".join(_Page(path.read_text(encoding="utf-8")).text.split())
+
+
+def test_every_claim_is_in_both(whole: Path) -> None:
+    page, twin = words(whole / "index.html"), (whole / "REPRODUCTION.md").read_text(encoding="utf-8")
+    for claim in CLAIMS:
+        assert claim.statement in page
+        assert claim.paper in page
+        assert claim.reproduction_2021 in page
+        assert f"| {claim.id} | " in twin
+
+
+def test_the_head_says_what_where_and_when(whole: Path) -> None:
+    for text in (words(whole / "index.html"), (whole / "REPRODUCTION.md").read_text(encoding="utf-8")):
+        for fact in ("quick", "2020-01-02 03:04 UTC", "22 of 22 finished", "Made-up CPU @ 2.00GHz, 2 CPU cores", "7.5 GiB"):
+            assert fact in text
+        assert "not complete" not in text
+
+
+def test_a_verdict_comes_with_number_interval_seeds_and_command(whole: Path) -> None:
+    page = words(whole / "index.html")
+    assert re.search(r"99\.5 % \[99\.1, 99\.9\] n = 3", page)
+    assert re.search(r"n = 1, indicative", page)
+    assert "reformer-lab reproduce --scale quick --only table2" in page
+    assert "✓ supported" in page
+
+
+def test_a_claim_without_an_experiment_is_not_run_with_its_reason(whole: Path) -> None:
+    page = words(whole / "index.html")
+    translation = next(claim for claim in CLAIMS if claim.id == "C11")
+    assert translation.not_run
+    assert translation.not_run in page
+
+
+def test_an_experiment_without_runs_at_this_scale_names_a_scale_that_has(whole: Path) -> None:
+    page = words(whole / "index.html")
+    assert "no runs at the scale quick" in page
+    assert "reformer-lab reproduce --scale gpu --only shared_qk" in page
+
+
+def test_every_experiment_shows_question_criterion_cuts_figures_and_tables(whole: Path) -> None:
+    page, twin = words(whole / "index.html"), (whole / "REPRODUCTION.md").read_text(encoding="utf-8")
+    for experiment in EXPERIMENTS[:3]:
+        for text in (experiment.title, experiment.question, experiment.criterion, experiment.cuts("quick")):
+            assert text in page
+            assert text in twin
+    assert "trained with" in page
+    assert "Accuracy on the second half, in %" in twin
+
+
+def test_the_page_needs_nothing_from_outside(whole: Path) -> None:
+    text = (whole / "index.html").read_text(encoding="utf-8")
+    for tag, attributes in _Page(text).tags:
+        assert tag not in ("script", "link", "img", "iframe", "object", "embed")
+        for name in ("src", "href", "xlink:href"):
+            assert (attributes.get(name) or "#").startswith("#"), (tag, attributes)
+    assert "@import" not in text
+    assert not re.search(r"url\((?!#)", text)
+
+
+def test_links_and_ids_of_the_page_fit(whole: Path, half: Path) -> None:
+    for folder in (whole, half):
+        tags = _Page((folder / "index.html").read_text(encoding="utf-8")).tags
+        ids = [attributes["id"] for _, attributes in tags if "id" in attributes]
+        assert len(ids) == len(set(ids)), "an id twice"
+        links = [attributes.get("href") or "" for tag, attributes in tags if tag == "a"]
+        assert links
+        assert {link.removeprefix("#") for link in links} <= set(ids)
+
+
+def test_the_twins_figures_lie_beside_it(whole: Path) -> None:
+    twin = (whole / "REPRODUCTION.md").read_text(encoding="utf-8")
+    named = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", twin)
+    assert len(named) == 4
+    for name in named:
+        assert (whole / name).read_text(encoding="utf-8").startswith("<?xml")
+    assert {path.name for path in (whole / "figures").iterdir()} == {Path(name).name for name in named}
+
+
+def test_tables_of_the_twin_are_tables(whole: Path) -> None:
+    """Every run of lines with bars has as many cells in each line as in its first."""
+    lines = (whole / "REPRODUCTION.md").read_text(encoding="utf-8").splitlines()
+    columns: int | None = None
+    for line in lines:
+        if not line.startswith("|"):
+            columns = None
+            continue
+        cells = len(re.sub(r"\\.", "", line).split("|")) - 2
+        columns = columns or cells
+        assert cells == columns, line
+    assert sum(bool(re.fullmatch(r"\|(-+:?\|)+", line)) for line in lines) >= 6
+
+
+def test_the_same_results_give_the_same_bytes(whole: Path) -> None:
+    before = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
+    report_folder(whole.parent, EXPERIMENTS)
+    assert {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()} == before
+
+
+def test_half_finished_results_say_what_is_missing(half: Path) -> None:
+    for text in (words(half / "index.html"), (half / "REPRODUCTION.md").read_text(encoding="utf-8")):
+        assert "12 of 22 finished, 3 failed" in text
+        assert "10 of 22 runs are missing or failed" in text
+        assert "regular, seed 2: missing" in text
+        assert re.search(r"LSH-2, seed 0: failed: loss is not finite", text)
+        assert "no finished run of regular; 3 of 6 runs missing" in text
+        assert "4 of 4 runs missing" in text
+
+
+def test_a_suite_without_any_result_is_all_not_run(tmp_path: Path) -> None:
+    suite = write_suite(tmp_path / "elsewhere")
+    suite.write(tmp_path)
+    page = words(report_folder(tmp_path, EXPERIMENTS))
+    assert "0 of 22 finished" in page
+    assert f"– {len(CLAIMS)} not run" in page
+
+
+def test_damaged_result_files_are_reported(tmp_path: Path) -> None:
+    write_suite(tmp_path)
+    path = next((tmp_path / "results").glob("*.jsonl"))
+    path.write_text("{not json\n")
+    page = words(report_folder(tmp_path, EXPERIMENTS))
+    assert f"{path.name}, line 1: not a JSON object" in page
+    assert "21 of 22 finished, 1 failed" in page
+
+
+def test_whatever_comes_from_a_file_is_escaped(tmp_path: Path) -> None:
+    suite = write_suite(tmp_path)
+    arms = {name: tuple(replace(arm, name=f"{arm.name} {HOSTILE}") for arm in entries) for name, entries in suite.arms.items()}
+    hostile = replace(suite, started=HOSTILE, command=HOSTILE, arms={**arms, HOSTILE: ()})
+    hostile.write(tmp_path)
+    for index, record in enumerate(read_results(tmp_path).values()):
+        state = {"status": "failed", "error": HOSTILE} if index % 2 else {}
+        write_record(tmp_path, {**record.header, "environment": {HOSTILE: HOSTILE, "cpu": HOSTILE}, **state}, record.events)
+
+    def show(results: ExperimentResults) -> Section:
+        drawn = Figure(
+            title=HOSTILE,
+            caption=HOSTILE,
+            x_label=HOSTILE,
+            y_label=HOSTILE,
+            series=(Series(label=HOSTILE, x=[1, 2], y=[1, 2]),),
+        )
+        table = Table(title=HOSTILE, header=(HOSTILE,), rows=((HOSTILE,),), caption=HOSTILE)
+        return Section(text=(HOSTILE,), figures=(drawn, drawn), tables=(table,))
+
+    page = report_folder(tmp_path, [replace(one, show=show) for one in EXPERIMENTS])
+    parsed = _Page(page.read_text(encoding="utf-8"))
+    assert not [tag for tag, _ in parsed.tags if tag == "script"]
+    assert parsed.text.count(HOSTILE.encode(errors="replace").decode()) > 10
+    twin = (page.parent / "REPRODUCTION.md").read_text(encoding="utf-8")
+    assert "<script" not in re.sub(r"`[^`\n]*`", "", twin), "outside of code"
+    for path in (page.parent / "figures").iterdir():
+        assert "<script" not in path.read_text(encoding="utf-8")
+
+
+def test_an_experiment_of_another_version_is_named(tmp_path: Path) -> None:
+    write_suite(tmp_path)
+    assert "experiment table2: not known to this version" in words(report_folder(tmp_path, EXPERIMENTS[1:]))
+
+
+def test_an_empty_folder_is_an_error_with_a_remedy(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="reformer-lab reproduce"):
+        report_folder(tmp_path, EXPERIMENTS)
+    assert not (tmp_path / "report").exists()
+
+
+def test_a_report_that_cannot_be_written_is_an_error_with_a_remedy(tmp_path: Path) -> None:
+    write_suite(tmp_path)
+    (tmp_path / "report").write_text("in the way")
+    with pytest.raises(UserError, match=r"report cannot be written .*--output"):
+        report_folder(tmp_path, EXPERIMENTS)
+
+
+def test_reading_results_needs_no_torch() -> None:
+    import subprocess
+    import sys
+
+    code = "import sys, reformer_lab.reporting.page; print(*(name in sys.modules for name in ('torch', 'matplotlib')))"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.split() == ["False", "False"]
+
+
+def test_suite_is_what_the_report_reads(whole: Path) -> None:
+    assert read_suite(whole.parent).experiments == tuple(one.name for one in EXPERIMENTS)

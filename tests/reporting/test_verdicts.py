@@ -1,0 +1,78 @@
+"""Rows of the table of claims, in a terminal and in Markdown."""
+
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from made_up import EXPERIMENTS, write_suite
+from rich.console import Console
+
+from reformer_lab.experiments.claims import CLAIMS
+from reformer_lab.reporting.console import print_verdicts
+from reformer_lab.reporting.records import read_results
+from reformer_lab.reporting.verdicts import ClaimRow, one_line_table_markdown, suite_results, tally, verdict_rows
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> list[ClaimRow]:
+    suite = write_suite(tmp_path, skip=("12 layers",))
+    return verdict_rows(EXPERIMENTS, suite_results(EXPERIMENTS, suite, read_results(tmp_path)))
+
+
+def test_every_claim_has_a_row_in_order(rows: list[ClaimRow]) -> None:
+    assert [row.claim.id for row in rows] == [claim.id for claim in CLAIMS]
+
+
+def test_rows_carry_verdict_interval_seeds_and_command(rows: list[ClaimRow]) -> None:
+    by_claim = {row.claim.id: row for row in rows}
+    assert by_claim["C7"].verdict.outcome == "supported"
+    assert by_claim["C7"].interval == "99.5 % [99.1, 99.9]"
+    assert by_claim["C7"].seeds == "n = 3"
+    assert by_claim["C8"].seeds == "n = 1, indicative"
+    assert by_claim["C7"].command == "reformer-lab reproduce --scale quick --only table2"
+    assert by_claim["C9"].verdict.summary == "no finished run of 12 layers; 2 of 4 runs missing"
+    assert (by_claim["C9"].interval, by_claim["C9"].seeds) == ("", "")
+    assert by_claim["C12"].command == ""
+
+
+def test_a_claim_of_two_experiments_has_two_rows_if_both_are_in_the_suite(tmp_path: Path) -> None:
+    twice = replace(EXPERIMENTS[0], name="hash_rounds")
+    suite = write_suite(tmp_path)
+    both = replace(suite, arms={**suite.arms, "hash_rounds": suite.arms["table2"]})
+    records = read_results(tmp_path)
+    for chosen, count in ((suite, 1), (both, 2)):
+        experiments = (twice, *EXPERIMENTS)
+        rows = verdict_rows(experiments, suite_results(experiments, chosen, records))
+        assert sum(row.claim.id == "C6" for row in rows) == count
+
+
+def test_tally_counts_in_the_order_of_the_outcomes(rows: list[ClaimRow]) -> None:
+    assert tally(rows) == {"supported": 3, "contradicted": 1, "inconclusive": 1, "not run": 8}
+    assert list(tally(reversed(rows))) == ["supported", "contradicted", "inconclusive", "not run"]
+
+
+def test_plain_lines_where_there_is_no_terminal(rows: list[ClaimRow]) -> None:
+    stream = io.StringIO()
+    print_verdicts(rows, Console(file=stream, width=40))
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == len(rows) + 1
+    assert lines[6] == "C7: supported: full and LSH-4 solve the task on their own setting (table2, n = 3)"
+    assert lines[-1] == "13 claims: 3 supported, 1 contradicted, 1 inconclusive, 8 not run"
+    assert "\x1b" not in stream.getvalue()
+
+
+def test_a_table_in_a_terminal_shows_brackets_as_they_are(rows: list[ClaimRow]) -> None:
+    odd = replace(rows[0], verdict=replace(rows[0].verdict, summary="[red]0.1[/red]"))
+    stream = io.StringIO()
+    print_verdicts([odd, *rows[1:]], Console(file=stream, width=120, force_terminal=True))
+    assert "[red]0.1[/red]" in stream.getvalue()
+    assert "supported" in stream.getvalue()
+
+
+def test_the_readmes_table_has_one_line_for_each_row(rows: list[ClaimRow]) -> None:
+    lines = one_line_table_markdown(rows).splitlines()
+    assert len(lines) == len(rows) + 2
+    assert lines[2 + 6].startswith("| C7 | One layer solves")
+    assert lines[2 + 6].endswith("| **supported** (quick, n = 3) |")
+    assert lines[-1].endswith("| not run |")
