@@ -107,7 +107,7 @@ def run_config(arguments: TrainArguments) -> RunConfig:
 
 def data_config(arguments: TrainArguments) -> DataConfig:
     """Return the data: the duplication task or images for the presets that are made for them, else a byte corpus."""
-    length = arguments.length or arguments.model.max_length
+    length = arguments.model.max_length if arguments.length is None else arguments.length
     # The full path, so that the run is found to be the same, and can be evaluated, from any folder.
     path = arguments.corpus
     if path is not None and (path != "enwik8" or Path(path).exists()):

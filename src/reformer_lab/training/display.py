@@ -14,7 +14,7 @@ from rich.text import Text
 
 from reformer_lab.training.tracking import Event
 
-PLAIN_SECONDS = 5.0
+PLAIN_SECONDS = 10.0
 """Least time between two plain lines of the same kind."""
 UNITS = {"byte": "bits per byte", "symbol": "bits per symbol", "subpixel": "bits per dimension"}
 
