@@ -3,10 +3,8 @@
 A contender is a named maker of a layer: `CONTENDERS` is the place to add one.
 """
 
-import csv
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -69,8 +67,8 @@ def exact_layer(shape: LayerShape, device: torch.device, dtype: torch.dtype, see
     query, key, value, out = _projections(4, shape, device, dtype, seed)
 
     def layer(x_BLD: Tensor) -> Tensor:
-        heads = [_split(x_BLD @ weight, shape) for weight in (query, key, value)]
-        return _merge(scaled_dot_product_attention(*heads, is_causal=True)) @ out
+        q, k, v = (_split(x_BLD @ weight, shape) for weight in (query, key, value))
+        return _merge(scaled_dot_product_attention(q, k, v, is_causal=True)) @ out
 
     return layer
 
@@ -147,21 +145,9 @@ def _call(layer: Layer, length: int, shape: LayerShape, device: torch.device, dt
 
     def call() -> None:
         if backward:
-            layer(x_BLD).sum().backward()  # type: ignore[no-untyped-call]
+            layer(x_BLD).sum().backward()
         else:
             with torch.no_grad():
                 layer(x_BLD)
 
     return call
-
-
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = COLUMNS) -> None:
-    """Write rows under `columns`. Raises UserError when the file cannot be written."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, columns, restval="", extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(rows)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}); choose another file with --csv") from error

@@ -5,14 +5,16 @@ that the caller sets once parameters and optimiser states exist: resident memory
 own gives a clean number, see `memory`), the allocator's count on CUDA.
 """
 
+import csv
 import gc
 import os
 import statistics
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -112,6 +114,18 @@ def time_repeats(call: Callable[[], object], device: torch.device, *, warmup: in
     while (len(seconds) < repeats or sum(seconds) < min_seconds) and (not seconds or sum(seconds) < max_seconds):
         seconds.append(time_call(call, device))
     return Timing(tuple(seconds))
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    """Write rows under `columns`; what a row lacks stays empty. Raises UserError when the file cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, columns, restval="", extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(rows)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}); choose another file with --csv") from error
 
 
 class PeakMemory:

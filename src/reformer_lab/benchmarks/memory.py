@@ -5,6 +5,7 @@ step on a few tokens) before the baseline is taken; the gradients' own bytes, wh
 subtracted. For a model that stores its activations this errs on the low side, as its peak comes before its gradients.
 """
 
+import contextlib
 import json
 import os
 import subprocess
@@ -27,7 +28,8 @@ from reformer_lab.benchmarks.steps import TrainingStep, point_spec
 
 Progress = Callable[[int, int], None]
 
-_WARM_LENGTH = 64
+_WARM_LENGTH = 1024
+"""Tokens of the step before the baseline: enough to load every kernel, whose own pages would count otherwise."""
 _KILLED = (-9, 137)
 
 
@@ -111,10 +113,8 @@ def measure_here(spec: Mapping[str, Any], seed: int) -> dict[str, Any]:
 def main() -> None:
     """Read a job from standard input, write its result as one line of JSON to standard output."""
     job = json.load(sys.stdin)
-    try:
+    with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")  # where memory runs out, this process goes, not its parent
-    except OSError:
-        pass
     torch.set_num_threads(job["threads"])
     print(json.dumps(measure_here(job["spec"], job["seed"])))
 

@@ -7,8 +7,6 @@ length alike and not on one of them.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import torch
-
 from reformer_lab.benchmarks.measure import Timing, describe_device, is_out_of_memory, resolve_device, time_call
 from reformer_lab.benchmarks.steps import TrainingStep, point_spec
 

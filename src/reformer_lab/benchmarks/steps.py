@@ -64,7 +64,7 @@ class TrainingStep:
         """Compute the loss and fresh gradients; return the loss."""
         self.model.zero_grad(set_to_none=True)
         loss = self.forward(tokens)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return loss.detach()
 
     def gradient_summary(self) -> dict[str, float]:

@@ -77,7 +77,7 @@ class Setting:
 
 
 def _small_model(**changes: Any) -> ReformerConfig:
-    base = ReformerConfig(d_model=128, d_ff=512, num_layers=3, num_heads=4, d_head=32, max_length=512, chunk_length=32)
+    base = ReformerConfig(d_model=128, d_ff=512, num_layers=3, num_heads=2, d_head=64, max_length=512, chunk_length=32)
     return base.replace(**changes)
 
 
@@ -94,14 +94,14 @@ SETTINGS: dict[Scale, Setting] = {
         cuts="Everything: a handful of steps of a toy model.",
     ),
     "quick": Setting(
-        model=_small_model(), data=ByteCorpusConfig(length=512), optimizer=_CPU_OPTIMIZER, steps=300, batch_size=4,
-        eval_points=5, eval_limit=64, eval_batch_size=8, seeds=(0,), rounds=(1, 2, 4, 8), reformer_rounds=4,
-        depths=(1, 3, 6), threads=1, cuts=_CPU_CUTS.format(times=8, length=512, steps=300) + " One seed.",
+        model=_small_model(), data=ByteCorpusConfig(length=512), optimizer=_CPU_OPTIMIZER, steps=200, batch_size=4,
+        eval_points=5, eval_limit=64, eval_batch_size=8, seeds=(0,), rounds=(1, 2, 4, 8), reformer_rounds=2,
+        depths=(1, 3, 6), threads=1, cuts=_CPU_CUTS.format(times=8, length=512, steps=200) + " One seed.",
     ),
     "small": Setting(
         model=_small_model(max_length=1024), data=ByteCorpusConfig(length=1024), optimizer=_CPU_OPTIMIZER, steps=600,
         batch_size=4, eval_points=10, eval_limit=128, eval_batch_size=4, seeds=(0, 1, 2), rounds=(1, 2, 4, 8),
-        reformer_rounds=4, depths=(1, 3, 6), threads=1, cuts=_CPU_CUTS.format(times=8, length="1,024", steps=600),
+        reformer_rounds=2, depths=(1, 3, 6), threads=1, cuts=_CPU_CUTS.format(times=8, length="1,024", steps=600),
     ),
     "gpu": Setting(
         model=_small_model(d_model=512, d_ff=2048, num_heads=8, d_head=64, max_length=8192, chunk_length=64,

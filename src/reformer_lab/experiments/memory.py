@@ -164,8 +164,8 @@ def _judge_chunk(results: ExperimentResults) -> Verdict:
     smallest = min(pieces, key=lambda event: event["model"]["ff_chunk_length"])
     share = smallest["activation_bytes"] / whole["activation_bytes"]
     same = difference <= IDENTICAL[SETTINGS[check_scale(results.scale)].precision]
-    summary = (f"chunk {smallest['model']['ff_chunk_length']} takes {100 * share:.0f} % of the activations of the whole; loss and "
-               f"gradients differ by {difference:.0e} at most (rounding)")
+    summary = (f"chunk {smallest['model']['ff_chunk_length']} takes {100 * share:.0f} % of the whole's activations; "
+               f"loss and gradients differ by {difference:.0e} at most")
     return verdict(results, "memory", C3, same and share < 1, summary, unit="%",
                    estimate=Estimate(value=100 * share, n=len(found)))
 
@@ -176,7 +176,8 @@ def _judge_half_million(results: ExperimentResults) -> Verdict:
         return verdict(results, "memory", C13, None, f"524,288 tokens: {event['status']}", n=1)
     parts = ("activation_bytes", "parameter_bytes", "gradient_bytes", "optimizer_bytes")
     total = float(sum(event[part] for part in parts))
-    summary = f"a training step on 524,288 tokens takes {total / 1e9:.2f} GB: {_megabytes(event['activation_bytes'])} activations"
+    summary = (f"a training step on 524,288 tokens takes {total / 1e9:.2f} GB, activations "
+               f"{_megabytes(event['activation_bytes'])}")
     return verdict(results, "memory", C13, total < EIGHT_GB, summary, estimate=Estimate(value=total / 1e9), unit="GB")
 
 
@@ -202,7 +203,8 @@ def show(results: ExperimentResults) -> Section:
             if not results.of(name):
                 continue
             events = results.of(name)[0].measurements
-            done = [(_x(event, key, setting), event["activation_bytes"] / 1e6) for event in events if event["status"] == "finished"]
+            done = [(_x(event, key, setting), event["activation_bytes"] / 1e6)
+                    for event in events if event["status"] == "finished"]
             if done:
                 series.append(Series(label=name, x=[x for x, _ in done], y=[y for _, y in done]))
             for event in events:
@@ -220,8 +222,8 @@ def show(results: ExperimentResults) -> Section:
             text.append(f"{name}: activations grow as L^{exponent.value:.2f} (1 is linear). "
                         + ("Full attention never holds its L x L scores here: torch computes it in tiles, which the paper's "
                            "table 3 predates." if name == LENGTH_FULL else ""))
-    return Section(text=tuple(text), figures=tuple(figures),
-                   tables=(Table(title="Every point", header=("line", "at", "MB of activations", "seconds"), rows=tuple(rows)),))
+    table = Table(title="Every point", header=("line", "at", "MB of activations", "seconds"), rows=tuple(rows))
+    return Section(text=tuple(text), figures=tuple(figures), tables=(table,))
 
 
 def _x(event: Point, key: str, setting: Setting) -> int:
@@ -238,8 +240,8 @@ EXPERIMENT = Experiment(
     claims=(C2, C3, C13),
     criterion=f"C2 is supported if the reversible model's bytes per additional layer are below {FLAT_SHARE:.0%} of the storing "
     f"model's, contradicted above {GROWING_SHARE:.0%}. C3 is supported if the smallest chunk takes fewer bytes than the whole "
-    f"sequence at once and loss and gradients agree within {IDENTICAL['fp32']:.0e} in fp32; else contradicted. C13 is supported "
-    "if a training step of the model of half a million tokens takes less than 8 GB, parameters and optimiser included.",
+    f"sequence at once and loss and gradients agree within {IDENTICAL['fp32']:.0e} in fp32; else contradicted. C13 "
+    "is supported if a training step of the model of half a million tokens takes less than 8 GB with parameters and optimiser.",
     arms=arms,
     judge=judge,
     show=show,

@@ -140,8 +140,8 @@ def judge(results: ExperimentResults) -> tuple[Verdict, ...]:
                                 high=None if worst.high is None else 1 + worst.high)
         faster = above(ratio, 1.0)
         holds = together(below(one_sequence, 1 + FLAT), True if faster else None)
-        summary = (f"time of one sequence grows as L^{one_sequence.value:.2f} ({steepest}), full attention L^{1 + full.value:.2f}; "
-                   f"at {length:,} tokens {lsh[0]} is {ratio.value:.2f} times as fast as full attention")
+        summary = (f"time of one sequence grows as L^{one_sequence.value:.2f} ({steepest}), full attention "
+                   f"L^{1 + full.value:.2f}; at {length:,} tokens {lsh[0]} is {ratio.value:.2f} times as fast as full")
         found.append(verdict(results, "speed", C1, holds, summary, estimate=one_sequence))
     return tuple(found)
 

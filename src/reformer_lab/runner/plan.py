@@ -68,7 +68,6 @@ def training_cost(run: "RunConfig | MeasurementConfig") -> float:
     }
     attention = sum(2 * width * seen[kind] for kind in model.layer_kinds())
     dense = model.num_layers * (4 * model.d_model * width + 2 * model.d_model * model.d_ff)
-    if model.reversible:
-        dense, attention = dense * 4 / 3, attention * 4 / 3
+    recomputed = 4 / 3 if model.reversible else 1.0
     head = 2 * model.d_model * model.vocab_size
-    return float(run.steps * run.batch_size * run.data.length * (dense + attention + head))
+    return float(run.steps * run.batch_size * run.data.length * ((dense + attention) * recomputed + head))

@@ -1,0 +1,50 @@
+"""`reformer-lab reproduce`: runs the paper's experiments and ends in a report."""
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+HELP = """\
+Run the paper's experiments at one scale, write the report, print the verdicts. Ctrl-C and kill leave everything that is done:
+the same command goes on from there. A finished run is never run again.
+
+examples:
+  reformer-lab reproduce --scale smoke                    # a minute: does everything run here?
+  reformer-lab reproduce --scale quick                    # about 15 minutes on 2 CPU cores
+  reformer-lab reproduce --scale small --only table2,hash_rounds --output results/small
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Run the suite; 0 when every run finished, 1 when one failed."""
+    parser = argparse.ArgumentParser(prog="reformer-lab reproduce", description=HELP,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scale", default="quick", help="smoke, quick, small, gpu or paper (%(default)s)")
+    parser.add_argument("--only", metavar="NAMES", help="experiments, separated by commas (all; see `reformer-lab list`)")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="folder of runs, results and report (reproduction/SCALE)")
+    parser.add_argument("--workers", type=int, metavar="N",
+                        help="trainings at once (one for each processor; one where there is a GPU)")
+    arguments = parser.parse_args(argv)
+
+    from reformer_lab.errors import UserError
+    from reformer_lab.experiments.claim import check_scale
+    from reformer_lab.experiments.registry import get_experiments
+
+    scale = check_scale(arguments.scale)
+    names = None if arguments.only is None else [name for name in arguments.only.replace(" ", "").split(",") if name]
+    experiments = get_experiments(names)
+    if arguments.workers is not None and arguments.workers < 1:
+        raise UserError(f"--workers {arguments.workers}: must be at least 1")
+    output: Path = arguments.output or Path("reproduction") / scale
+
+    from reformer_lab.cli.report import print_report
+    from reformer_lab.runner.engine import run_suite
+    from reformer_lab.runner.plan import make_plan
+
+    command = shlex.join(["reformer-lab", "reproduce", *argv])
+    outcome = run_suite(make_plan(experiments, scale), output, workers=arguments.workers, command=command)
+    print_report(output)
+    for label, error in outcome.failed.items():
+        print(f"reformer-lab: {label} failed: {error}; the same command tries it again", file=sys.stderr)
+    return 1 if outcome.failed else 0
