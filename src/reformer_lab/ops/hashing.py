@@ -66,14 +66,15 @@ def hash_vectors(x: Tensor, rotations: Tensor, num_buckets: int | Sequence[int])
     dtype = torch.promote_types(x.dtype, torch.float32)
     x_BHLD, rotations = x.detach().to(dtype), rotations.detach().to(x.device, dtype)
     rounds = []
-    for round_rotations_BHDF in rotations.unbind(3):  # one round at a time: all of them need L x R x F numbers
-        bucket_BHL = torch.zeros(x.shape[:3], dtype=torch.int64, device=x.device)
-        radix, column = 1, 0
-        for factor in factors:
-            projected = x_BHLD @ round_rotations_BHDF[..., column : column + factor // 2]
-            bucket_BHL += radix * _argmax_of_both_signs(projected)
-            radix, column = radix * factor, column + factor // 2
-        rounds.append(bucket_BHL)
+    with torch.autocast(x.device.type, enabled=False):  # half precision would move vectors to other buckets
+        for round_rotations_BHDF in rotations.unbind(3):  # one round at a time: all of them need L x R x F numbers
+            bucket_BHL = torch.zeros(x.shape[:3], dtype=torch.int64, device=x.device)
+            radix, column = 1, 0
+            for factor in factors:
+                projected = x_BHLD @ round_rotations_BHDF[..., column : column + factor // 2]
+                bucket_BHL += radix * _argmax_of_both_signs(projected)
+                radix, column = radix * factor, column + factor // 2
+            rounds.append(bucket_BHL)
     return torch.stack(rounds, dim=2)
 
 

@@ -5,9 +5,8 @@ N batch * heads, L length, D width, R rounds, C chunks of M sorted positions, W 
 Tokens are sorted by (bucket, position) in each round and cut into chunks. Work is done in tiles: T query chunks, each
 with its window of W key chunks. Rows are fetched and written by their index in the unsorted tensors; no sorted copy of
 the whole sequence exists. Each pair (query, key) is given to the first round that finds it (or to every one, without
-the correction for duplicates), so that the union of the sets needs no count: the rounds' partial softmaxes are merged
-by their logsumexps. The backward pass recomputes the scores of one tile after another from the saved inputs, output
-and logsumexp.
+the correction for duplicates), so that the union of the sets needs no count: the rounds' partial softmaxes are added up.
+The backward pass recomputes the scores of one tile after another from the saved inputs, output, maxima and totals.
 """
 
 import math
@@ -47,22 +46,23 @@ class _ChunkedLSHAttention(torch.autograd.Function):
         k = unit_length(q) * options.logit_scale
         # One row more than there are positions: the places that fill the last chunk write there.
         output = v.new_zeros(rows + 1, v.shape[-1])
-        logsumexp = v.new_full((rows + 1,), -math.inf)
+        maximum, total = v.new_full((rows + 1,), -math.inf), v.new_zeros(rows + 1)
         for hash_round in range(options.num_hashes):
             for tile in layout.tiles(hash_round):
                 scores = tile.scores(q, k)
-                partial = scores.logsumexp(-1, keepdim=True)
-                weights = scores.sub_(_finite(partial)).exp_()
+                top = scores.amax(-1, keepdim=True)
+                weights = scores.sub_(_finite(top)).exp_()
+                partial_total = weights.sum(-1)
                 if tile.keep is not None:
                     weights = weights * tile.keep
-                merge_into(output, logsumexp, tile.query_rows, weights @ tile.window(v), partial.squeeze(-1))
-        output, logsumexp = output[:rows], logsumexp[:rows]
-        alone = layout.alone(logsumexp)
-        output = torch.where(alone[:, None], v * layout.self_keep(), output)
-        logsumexp = torch.where(alone, (q * k).sum(-1), logsumexp)
+                merge_into(output, total, maximum, tile.query_rows, weights @ tile.window(v), partial_total, top.squeeze(-1))
+        output, maximum, total = output[:rows], maximum[:rows], total[:rows]
+        alone = layout.alone(total)
+        output = torch.where(alone[:, None], v * layout.self_keep(), output * _inverse(total)[:, None])
+        logsumexp = torch.where(alone, (q * k).sum(-1), maximum + total.log())
 
         output_BHLD = output.view(v_BHLD.shape).to(v_BHLD.dtype)
-        ctx.save_for_backward(qk_BHLD, v_BHLD, buckets_BHRL, padding_BL, output_BHLD, logsumexp, alone)
+        ctx.save_for_backward(qk_BHLD, v_BHLD, buckets_BHRL, padding_BL, output_BHLD, maximum, total)
         ctx.options = options
         return output_BHLD, logsumexp.view(qk_BHLD.shape[:3])
 
@@ -78,7 +78,7 @@ def _gradients(
     saved: tuple[Tensor, ...], options: LSHOptions, d_output_BHLD: Tensor, d_logsumexp_BHL: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of qk and v, from one tile after another."""
-    qk_BHLD, v_BHLD, buckets_BHRL, padding_BL, output_BHLD, logsumexp, alone = saved
+    qk_BHLD, v_BHLD, buckets_BHRL, padding_BL, output_BHLD, maximum, total = saved
     layout = _Layout(buckets_BHRL, padding_BL, options, accumulation_dtype(qk_BHLD.dtype))
     rows = layout.rows
     q, v, d_output = _flat_rows(qk_BHLD), _flat_rows(v_BHLD), _flat_rows(d_output_BHLD)
@@ -86,14 +86,16 @@ def _gradients(
     d_logsumexp = d_logsumexp_BHL.reshape(rows).to(q.dtype)
     # d logit = weight * (d weight - shift): the softmax's own term, less what the logsumexp's gradient adds.
     shift = (d_output * _flat_rows(output_BHLD)).sum(-1) - d_logsumexp
-    finite_logsumexp = _finite(logsumexp)
+    # weight = exp(logit - maximum) / total; the division is done here, once for a row.
+    inverse_total, finite_maximum = _inverse(total), _finite(maximum)
+    scaled_d_output, shift = d_output * inverse_total[:, None], shift * inverse_total
 
     d_q, d_k = q.new_zeros(rows + 1, q.shape[-1]), q.new_zeros(rows + 1, q.shape[-1])
     d_v = v.new_zeros(rows + 1, v.shape[-1])
     for hash_round in range(options.num_hashes):
         for tile in layout.tiles(hash_round):
-            d_output_TMD = tile.queries(d_output)
-            weights = tile.scores(q, k).sub_(tile.queries(finite_logsumexp)[..., None]).exp_()
+            d_output_TMD = tile.queries(scaled_d_output)
+            weights = tile.scores(q, k).sub_(tile.queries(finite_maximum)[..., None]).exp_()
             kept = weights if tile.keep is None else weights * tile.keep
             tile.add_to_window(d_v, kept.transpose(1, 2) @ d_output_TMD)
             d_weights = d_output_TMD @ tile.window(v).transpose(1, 2)
@@ -104,6 +106,7 @@ def _gradients(
             tile.add_to_window(d_k, d_scores.transpose(1, 2) @ tile.queries(q))
 
     d_q, d_k, d_v = d_q[:rows], d_k[:rows], d_v[:rows]
+    alone = layout.alone(total)
     # A token alone: output v, logsumexp q . k of itself.
     d_self = (alone * d_logsumexp)[:, None]
     d_q += d_self * k
@@ -117,9 +120,15 @@ def _flat_rows(x_BHLD: Tensor) -> Tensor:
     return x_BHLD.reshape(-1, x_BHLD.shape[-1]).to(accumulation_dtype(x_BHLD.dtype))
 
 
-def _finite(logsumexp: Tensor) -> Tensor:
-    """Replace -inf, the logsumexp of nothing, by 0: what is subtracted from it then stays -inf and not NaN."""
-    return logsumexp.masked_fill(logsumexp == -math.inf, 0.0)
+def _finite(maximum: Tensor) -> Tensor:
+    """Replace -inf, the maximum of nothing, by 0: what it is subtracted from then stays -inf and not NaN."""
+    return maximum.masked_fill(maximum == -math.inf, 0.0)
+
+
+def _inverse(total: Tensor) -> Tensor:
+    """Return 1 / total, and 0 for the total of nothing."""
+    nothing = total == 0
+    return total.masked_fill(nothing, 1.0).reciprocal().masked_fill(nothing, 0.0)
 
 
 def _unit_length_backward(x: Tensor, d_unit: Tensor) -> Tensor:
@@ -131,17 +140,32 @@ def _unit_length_backward(x: Tensor, d_unit: Tensor) -> Tensor:
     return (d_unit - unit * (unit * d_unit).sum(-1, keepdim=True)) * inverse
 
 
-def merge_into(output: Tensor, logsumexp: Tensor, rows: Tensor, partial_output: Tensor, partial: Tensor) -> None:
-    """Merge partial softmaxes into those of the given rows, in place, weighted by their shares of the partition function."""
+def merge_into(
+    output: Tensor,
+    total: Tensor,
+    maximum: Tensor,
+    rows: Tensor,
+    partial_output: Tensor,
+    partial_total: Tensor,
+    partial_maximum: Tensor,
+) -> None:
+    """Add partial softmaxes to those of the given rows, in place.
+
+    output and total are sums of exp(logit - maximum) v and of exp(logit - maximum); a logsumexp in their stead would cost
+    digits when the logits are large.
+    """
     rows = rows.flatten()
-    partial_output, partial = partial_output.flatten(0, -2), partial.flatten()
-    before = logsumexp.index_select(0, rows)
-    after = torch.logaddexp(before, partial)
+    partial_output, partial_total, partial_maximum = (
+        partial_output.flatten(0, -2), partial_total.flatten(), partial_maximum.flatten(),
+    )  # fmt: skip
+    before = maximum.index_select(0, rows)
+    after = torch.maximum(before, partial_maximum)
     finite = _finite(after)
-    merged = output.index_select(0, rows).mul_((before - finite).exp_()[:, None])
-    merged.addcmul_(partial_output, (partial - finite).exp_()[:, None])
+    old_factor, new_factor = (before - finite).exp_(), (partial_maximum - finite).exp_()
+    merged = output.index_select(0, rows).mul_(old_factor[:, None]).addcmul_(partial_output, new_factor[:, None])
     output.index_copy_(0, rows, merged)
-    logsumexp.index_copy_(0, rows, after)
+    total.index_copy_(0, rows, total.index_select(0, rows).mul_(old_factor).addcmul_(partial_total, new_factor))
+    maximum.index_copy_(0, rows, after)
 
 
 class _Layout:
@@ -177,9 +201,9 @@ class _Layout:
         apart = self.chunks + options.chunks_before + options.chunks_after
         return self.buckets_NRL * apart + chunk
 
-    def alone(self, logsumexp: Tensor) -> Tensor:
+    def alone(self, total: Tensor) -> Tensor:
         """Return (N * L,): the tokens that see nothing but themselves."""
-        alone = logsumexp == -math.inf
+        alone = total == 0
         return alone if self.padding_NL is None else alone & ~self.padding_NL.flatten()
 
     def self_keep(self) -> Tensor | float:
