@@ -75,6 +75,14 @@ def test_records(tmp_path: Path) -> None:
     assert RunConfig.from_dict(json.loads((tmp_path / "run" / "config.json").read_text())["config"]) == tiny_run()
 
 
+def test_a_line_holds_the_mean_since_the_line_before(tmp_path: Path) -> None:
+    for every in (1, 3):
+        train(tiny_run(log_every=every), tmp_path / str(every))
+    single, mean = ([event["loss"] for event in without_times(tmp_path / str(every)) if event["event"] == "train"]
+                    for every in (1, 3))
+    assert mean == pytest.approx([sum(single[:3]) / 3, sum(single[3:6]) / 3, sum(single[6:]) / 2], rel=1e-12)
+
+
 def test_learns(tmp_path: Path) -> None:
     run = tiny_run(steps=60, batch_size=16, eval_every=None, log_every=1, checkpoint_every=None)
     train(run, tmp_path)
