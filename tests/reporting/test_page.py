@@ -1,6 +1,7 @@
 """The report of made-up results: complete, half finished, damaged, hostile."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -9,9 +10,9 @@ import pytest
 from made_up import EXPERIMENTS, write_suite
 
 from reformer_lab.errors import UserError
-from reformer_lab.experiments.claim import ExperimentResults
+from reformer_lab.experiments.claim import Experiment, ExperimentResults
 from reformer_lab.experiments.claims import CLAIMS
-from reformer_lab.reporting.page import report_folder
+from reformer_lab.reporting.page import write_report
 from reformer_lab.reporting.records import read_results, read_suite, write_record
 from reformer_lab.reporting.section import Figure, Section, Series, Table
 
@@ -41,6 +42,11 @@ class _Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         if "style" not in self.open:
             self.text += data
+
+
+def report_folder(folder: Path, experiments: Sequence[Experiment]) -> Path:
+    """Report what lies in a folder, as the command does."""
+    return write_report(folder, read_suite(folder), experiments, read_results(folder))
 
 
 @pytest.fixture(scope="module")

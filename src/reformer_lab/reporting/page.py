@@ -12,7 +12,7 @@ from typing import Any
 from reformer_lab.errors import UserError
 from reformer_lab.experiments.claim import SCALE_NOTES, Experiment, ExperimentResults, check_scale
 from reformer_lab.reporting.figures import DARK, LIGHT, css_variables, inline_svg, standalone_svg
-from reformer_lab.reporting.records import MissingResult, Record, Suite, read_results, read_suite, write_atomically
+from reformer_lab.reporting.records import MissingResult, Record, Suite, write_atomically
 from reformer_lab.reporting.section import Cell, Figure, Section, Table
 from reformer_lab.reporting.text import duration_text, flat, markdown_code, markdown_text, number_text, slug
 from reformer_lab.reporting.verdicts import ClaimRow, suite_results, tally, verdict_rows
@@ -54,14 +54,6 @@ class Chapter:
     runs: tuple[RunRow, ...]
     unfinished: tuple[RunRow, ...]
     time: str
-
-
-def report_folder(folder: Path, experiments: Sequence[Experiment]) -> Path:
-    """Write the report of the results in `folder` and return the page's path.
-
-    Raises UserError when the folder holds no results, or cannot be written.
-    """
-    return write_report(folder, read_suite(folder), experiments, read_results(folder))
 
 
 def write_report(folder: Path, suite: Suite, experiments: Sequence[Experiment], records: Mapping[str, Record]) -> Path:
