@@ -181,7 +181,19 @@ def test_a_suite_without_any_result_is_all_not_run(tmp_path: Path) -> None:
     suite.write(tmp_path)
     page = words(report_folder(tmp_path, EXPERIMENTS))
     assert "0 of 22 finished" in page
+    assert "Nothing to draw yet: no run is finished." in page
     assert f"– {len(CLAIMS)} not run" in page
+
+
+def test_a_figure_without_points_is_left_out(tmp_path: Path) -> None:
+    write_suite(tmp_path)
+    series = Series(label="a", x=[1.0], y=[None])
+    empty = Figure(title="Nothing to see", x_label="x", y_label="y", series=(series,))
+    full = replace(empty, title="Something to see", series=(replace(series, y=[2.0]),))
+    shown = replace(EXPERIMENTS[0], show=lambda results: Section(figures=(empty, full)))
+    page = words(report_folder(tmp_path, [shown]))
+    assert "Something to see" in page
+    assert "Nothing to see" not in page
 
 
 def test_damaged_result_files_are_reported(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@
 `report/figures/`. The same result files give the same bytes. Whatever comes out of a file is escaped.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,11 +108,13 @@ def _context(suite: Suite, experiments: Sequence[Experiment], records: Mapping[s
 
 def _chapter(experiment: Experiment, suite: Suite, results: ExperimentResults, rows: list[ClaimRow]) -> Chapter:
     try:
+        if not any(results.of(name) for name in results.names):
+            raise MissingResult("no run is finished")
         section = experiment.show(results)
     except MissingResult as missing:
         section = Section(text=(f"Nothing to draw yet: {missing.args[0]}.",))
     drawings: list[Drawing] = []
-    for figure in section.figures:
+    for figure in filter(_has_points, section.figures):
         name = f"{slug(experiment.name)}-{slug(figure.title)}"
         taken = {drawing.name for drawing in drawings}
         name = next(n for n in (name, *(f"{name}-{i}" for i in range(2, 99))) if n not in taken)
@@ -130,6 +133,11 @@ def _chapter(experiment: Experiment, suite: Suite, results: ExperimentResults, r
         unfinished=tuple(row for row in runs if row.state != "finished"),
         time=duration_text(sum(seconds) if seconds else None),
     )
+
+
+def _has_points(figure: Figure) -> bool:
+    """Return whether anything would be seen in the figure: empty axes say less than nothing."""
+    return any(value is not None and math.isfinite(value) for series in figure.series for value in series.y)
 
 
 def _run_row(arm: str, name: str, seed: int, record: Record | None) -> RunRow:
