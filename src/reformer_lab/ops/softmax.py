@@ -25,8 +25,12 @@ def masked_attention(
     empty = hidden.all(-1, keepdim=True)
     # Rows with nothing to see take a softmax over harmless zeros and are erased afterwards: -inf rows give NaN.
     logits = logits.masked_fill(hidden, -math.inf).masked_fill(empty, 0.0)
-    logsumexp = logits.logsumexp(-1, keepdim=True)
-    weights = (logits - logsumexp).exp().masked_fill(empty, 0.0)
+    maximum = logits.detach().amax(-1, keepdim=True)
+    weights = (logits - maximum).exp()
+    total = weights.sum(-1, keepdim=True)
+    logsumexp = maximum + total.log()
+    # Over the total, not exp(logits - logsumexp): that would cost digits when the logits are large.
+    weights = (weights / total).masked_fill(empty, 0.0)
     if keep is not None:
         weights = weights * keep * (1 / (1 - dropout_p))
     return weights @ v, logsumexp.masked_fill(empty, -math.inf).squeeze(-1)

@@ -1,0 +1,45 @@
+"""Fixtures for every test folder."""
+
+import random
+from collections.abc import Iterator
+
+import numpy
+import pytest
+import torch
+from hypothesis import settings
+
+# Examples follow from the test's name, so that a failure is found again; no deadline, as machines differ.
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.load_profile("repeatable")
+
+
+@pytest.fixture
+def nan_filled_memory() -> Iterator[None]:
+    """Fill what torch.empty gives with NaN (and large integers): a read before a write shows."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Small tensors are computed faster by one thread, above all where tests run in parallel."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def global_random_state() -> Iterator[None]:
+    """Fail if the test changes the global random state of torch, numpy or Python."""
+
+    def state() -> tuple[object, ...]:
+        name, keys, *rest = numpy.random.get_state()
+        return torch.get_rng_state().tolist(), name, keys.tolist(), *rest, random.getstate()
+
+    before = state()
+    yield
+    assert state() == before
