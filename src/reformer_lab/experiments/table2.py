@@ -79,7 +79,7 @@ class Setting:
         return self.model.max_length
 
 
-_ADAM = OptimizerConfig(learning_rate=1e-3, schedule="warmup_constant", warmup_steps=100)
+_ADAM = OptimizerConfig(learning_rate=2e-3, schedule="warmup_cosine", warmup_steps=100)
 _CPU_CUTS = ("Length {length} instead of 1,024, chunk and buckets with it; Adam for at most {steps} steps instead of Adafactor "
              "for 150,000.")
 
@@ -88,9 +88,10 @@ SETTINGS: dict[Scale, Setting] = {
                                                                  num_buckets=None),
                      optimizer=_ADAM, steps=10, batch_size=4, eval_every=5, eval_sequences=8, threads=1,
                      cuts="Everything: ten steps of a toy model."),
-    "quick": Setting(model=get_preset("duplication_cpu"), optimizer=_ADAM, steps=1500, stop_at_accuracy=0.998, threads=1,
+    "quick": Setting(model=get_preset("duplication_cpu"), optimizer=_ADAM, steps=1500, batch_size=32, stop_at_accuracy=0.998,
+                     threads=1,
                      cuts=_CPU_CUTS.format(length=64, steps="1,500") + " One seed."),
-    "small": Setting(model=get_preset("duplication_cpu").replace(max_length=128, num_buckets=32), optimizer=_ADAM,
+    "small": Setting(model=get_preset("duplication_cpu").replace(max_length=128, num_buckets=None), optimizer=_ADAM,
                      steps=2000, batch_size=32, stop_at_accuracy=0.998, seeds=(0, 1, 2), threads=1,
                      cuts=_CPU_CUTS.format(length=128, steps="2,000")),
     "gpu": Setting(model=get_preset("duplication"), optimizer=_ADAM, steps=6000, batch_size=32, eval_every=250,
