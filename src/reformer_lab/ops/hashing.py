@@ -57,11 +57,13 @@ def hash_vectors(x: Tensor, rotations: Tensor, num_buckets: int | Sequence[int])
     is the least significant digit. `rotations`: (B or 1, H or 1, D, R, F).
     """
     factors = bucket_factors(num_buckets)
-    expected = (x.shape[-1], sum(factors) // 2)
-    if rotations.dim() != 5 or (rotations.shape[2], rotations.shape[4]) != expected:
+    batch, heads, _, width = x.shape
+    columns = sum(factors) // 2
+    fits = rotations.dim() == 5 and (rotations.shape[2], rotations.shape[4]) == (width, columns)
+    if not fits or rotations.shape[0] not in (1, batch) or rotations.shape[1] not in (1, heads):
         raise UserError(
-            f"rotations of shape {tuple(rotations.shape)} do not fit vectors of width {x.shape[-1]} and "
-            f"num_buckets={num_buckets!r}: expected (batch or 1, heads or 1, {expected[0]}, rounds, {expected[1]})"
+            f"rotations of shape {tuple(rotations.shape)} do not fit vectors of shape {tuple(x.shape)} and "
+            f"num_buckets={num_buckets!r}: expected ({batch} or 1, {heads} or 1, {width}, rounds, {columns})"
         )
     dtype = torch.promote_types(x.dtype, torch.float32)
     x_BHLD, rotations = x.detach().to(dtype), rotations.detach().to(x.device, dtype)

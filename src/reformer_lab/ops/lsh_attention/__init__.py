@@ -84,9 +84,10 @@ def lsh_attention(
     """
     _check_inputs(qk, v, key_padding_mask)
     batch, heads, length, d_head = qk.shape
-    given_rounds = buckets.shape[2] if buckets is not None else rotations.shape[3] if rotations is not None else num_hashes
-    if given_rounds != num_hashes:
-        raise UserError(f"num_hashes={num_hashes}, but the given buckets or rotations hold {given_rounds} rounds")
+    given = buckets if buckets is not None else rotations
+    rounds_at = 2 if buckets is not None else 3
+    if given is not None and given.dim() > rounds_at and given.shape[rounds_at] != num_hashes:
+        raise UserError(f"num_hashes={num_hashes}, but the given buckets or rotations hold {given.shape[rounds_at]} rounds")
     options = LSHOptions(
         num_hashes=num_hashes, chunk_length=chunk_length, chunks_before=chunks_before, chunks_after=chunks_after,
         causal=causal, coverage=coverage, cross_bucket=cross_bucket, correct_duplicates=correct_duplicates,
