@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,10 +137,11 @@ def growth(results: ExperimentResults, name: str) -> Estimate | None:
 
 def judge(results: ExperimentResults) -> tuple[Verdict, ...]:
     """Judge C2 by the bytes per layer, C3 by results and bytes over the chunk, C13 by the half million tokens."""
-    found = [_judge_depth(results), _judge_chunk(results)]
-    if HALF_MILLION in results.names:
-        found.append(_judge_half_million(results))
-    else:
+    found = []
+    for judge_one in (_judge_depth, _judge_chunk, _judge_half_million):
+        with suppress(MissingResult):  # one claim's missing points are no reason to leave out the others
+            found.append(judge_one(results))
+    if HALF_MILLION not in results.names:
         found.append(Verdict(claim=C13.id, experiment="memory", outcome="not run", summary=C13.not_run, scale=results.scale))
     return tuple(found)
 

@@ -11,6 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+COMMAND = (sys.executable, "-m", "reformer_lab.runner.worker")
+"""What is started, with the job's file as its last word."""
+
 
 class WorkerProcess:
     """One running arm."""
@@ -33,7 +36,7 @@ class WorkerProcess:
         """Why it failed, in its own words."""
         self._log_file = log_file
         self._start = time.monotonic()
-        command = [sys.executable, "-m", "reformer_lab.runner.worker", str(job_file)]
+        command = [*COMMAND, str(job_file)]
         with log_file.open("w", encoding="utf-8") as log:
             # A session of its own: Ctrl-C reaches the engine alone, which then lets its workers write their checkpoints.
             self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,

@@ -1,0 +1,233 @@
+"""The engine with stand-in workers: what runs beside what, what is run again, what an interrupt leaves."""
+
+import io
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from reformer_lab.data.config import DuplicationConfig
+from reformer_lab.errors import UserError
+from reformer_lab.experiments.claim import Arm, Experiment, MeasurementConfig
+from reformer_lab.models.presets import get_preset
+from reformer_lab.reporting.records import read_results, read_suite
+from reformer_lab.reporting.section import Section
+from reformer_lab.runner import engine, process
+from reformer_lab.runner.display import Display
+from reformer_lab.runner.engine import SuiteOutcome, run_suite
+from reformer_lab.runner.plan import Plan, make_plan
+from reformer_lab.training.config import RunConfig
+
+MODEL = get_preset("cpu_tiny")
+
+
+def training(seed: int, threads: int | None = 1) -> Arm:
+    run = RunConfig(model=MODEL, data=DuplicationConfig(length=32), steps=2, seed=seed, threads=threads)
+    return Arm(name=f"training {seed}", run=run)
+
+
+def measurement(behaviour: str) -> Arm:
+    return Arm(name=behaviour, run=MeasurementConfig(kind="stand-in", parameters={"behaviour": behaviour}))
+
+
+def plan(*arms: Arm, name: str = "invented", scale: Any = "smoke", more: Sequence[Arm] = ()) -> Plan:
+    def experiment(name: str, arms: Sequence[Arm]) -> Experiment:
+        return Experiment(name=name, title=name, question="?", claims=(), criterion="none", arms=lambda scale: tuple(arms),
+                          judge=lambda results: (), show=lambda results: Section(), cuts=lambda scale: "all")
+    experiments = [experiment(name, arms)] + ([experiment("other", more)] if more else [])
+    return make_plan(experiments, scale)
+
+
+@pytest.fixture
+def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(process, "COMMAND", (sys.executable, str(Path(__file__).with_name("stand_in.py"))))
+    monkeypatch.setattr(engine, "_environment", lambda: {"machine": "invented"})
+    monkeypatch.setenv("STAND_IN_LOG", str(tmp_path / "log"))
+    return tmp_path / "log"
+
+
+def lines(log: Path, what: str) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    return [line for line in found if line["what"] == what]
+
+
+def run(wanted: Plan, output: Path, workers: int = 2) -> SuiteOutcome:
+    return run_suite(wanted, output, workers=workers, command="a test")
+
+
+def test_trainings_side_by_side_and_measurements_alone(log: Path, tmp_path: Path) -> None:
+    wanted = plan(measurement("one"), *(training(seed) for seed in range(3)), measurement("two"))
+    outcome = run(wanted, tmp_path / "suite")
+    assert outcome.failed == {}
+    spans = {}
+    for start in lines(log, "started"):
+        end = next(line for line in lines(log, "ended") if line["arm"] == start["arm"])
+        spans[start["arm"]] = (start["time"], end["time"], start["kind"], start["threads"])
+    assert len(spans) == 5
+    at_once = {arm: sum(other[0] <= span[0] < other[1] for other in spans.values()) for arm, span in spans.items()}
+    assert max(at_once.values()) == 2
+    trained_until = max(span[1] for span in spans.values() if span[2] == "training")
+    measured = sorted(span for span in spans.values() if span[2] == "measurement")
+    assert trained_until < measured[0][0] < measured[0][1] < measured[1][0]
+    assert {span[3] for span in spans.values() if span[2] == "training"} == {"1"}
+
+
+def test_results_and_suite_say_what_ran(log: Path, tmp_path: Path) -> None:
+    wanted = plan(training(0), measurement("one"))
+    run(wanted, tmp_path / "suite")
+    records = read_results(tmp_path / "suite")
+    assert set(records) == set(wanted.arms)
+    for arm in wanted.arms.values():
+        record = records[arm.id]
+        assert record.finished
+        assert not record.problems
+        assert record.header["digest"] == arm.run.digest()
+        assert record.header["config"] == arm.run.to_dict()
+        assert record.header["scale"] == "smoke"
+        assert record.environment == {"machine": "invented"}
+        assert record.seconds is not None
+    suite = read_suite(tmp_path / "suite")
+    assert (suite.scale, suite.command, suite.arms) == ("smoke", "a test", dict(wanted.entries))
+    assert suite.seconds is not None
+    assert suite.seconds > 0
+
+
+def test_an_arm_of_two_experiments_runs_once_and_a_finished_one_never_again(log: Path, tmp_path: Path) -> None:
+    wanted = plan(training(0), training(1), more=[training(1), training(2)])
+    run(wanted, tmp_path / "suite")
+    assert len(lines(log, "started")) == 3
+    before = {path.name: path.read_bytes() for path in (tmp_path / "suite" / "results").iterdir()}
+    run(wanted, tmp_path / "suite")
+    assert len(lines(log, "started")) == 3
+    assert {path.name: path.read_bytes() for path in (tmp_path / "suite" / "results").iterdir()} == before
+
+
+def test_a_second_call_adds_experiments_to_the_suite(log: Path, tmp_path: Path) -> None:
+    run(plan(training(0)), tmp_path / "suite")
+    first = read_suite(tmp_path / "suite")
+    run(plan(training(1), name="another"), tmp_path / "suite")
+    second = read_suite(tmp_path / "suite")
+    assert second.experiments == ("invented", "another")
+    assert second.started == first.started
+    assert second.seconds is not None
+    assert first.seconds is not None
+    assert second.seconds > first.seconds
+
+
+def test_failures_are_recorded_and_the_others_go_on(log: Path, tmp_path: Path) -> None:
+    wanted = plan(*(measurement(word) for word in ("fail", "crash", "traceback", "work")))
+    outcome = run(wanted, tmp_path / "suite")
+    errors = {record.header["name"]: record.error for record in read_results(tmp_path / "suite").values()}
+    assert errors["fail"] == "it had to fail"
+    assert errors["crash"].startswith("killed by signal 9")
+    assert errors["traceback"] == "ZeroDivisionError: on standard error"
+    assert errors["work"] == ""
+    assert set(outcome.failed) == {"invented fail", "invented crash", "invented traceback"}
+    run(wanted, tmp_path / "suite")  # tries the failed ones again, and no other
+    assert sum(line["arm"].startswith("stand-in") for line in lines(log, "started")) == 4 + 3
+
+
+def test_a_damaged_result_is_run_again(log: Path, tmp_path: Path) -> None:
+    wanted = plan(training(0))
+    run(wanted, tmp_path / "suite")
+    (path,) = (tmp_path / "suite" / "results").iterdir()
+    path.write_bytes(path.read_bytes()[:-20])
+    run(wanted, tmp_path / "suite")
+    assert len(lines(log, "started")) == 2
+    assert read_results(tmp_path / "suite")[path.stem].finished
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_stops_the_workers_and_the_next_call_goes_on(
+    log: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    wanted = plan(*(training(seed) for seed in range(3)))
+    (tmp_path / "hang").touch()
+
+    def interrupt() -> None:
+        while len(lines(log, "started")) < 2:
+            time.sleep(0.02)
+        os.kill(os.getpid(), number)
+
+    def terminate(*_: object) -> None:  # what the command line installs
+        raise SystemExit(143)
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    threading.Thread(target=interrupt).start()
+    try:
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            run(wanted, tmp_path / "suite")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    started = lines(log, "started")
+    assert len(started) == 2
+    assert len(lines(log, "stopped")) == 2
+    for line in started:
+        with pytest.raises(ProcessLookupError):
+            os.kill(line["pid"], 0)
+    assert read_results(tmp_path / "suite") == {}
+    assert read_suite(tmp_path / "suite").seconds is not None
+    (tmp_path / "hang").unlink()
+    assert run(wanted, tmp_path / "suite").failed == {}
+    assert len(read_results(tmp_path / "suite")) == 3
+
+
+def test_folders_that_cannot_be_used_are_left_alone(log: Path, tmp_path: Path) -> None:
+    run(plan(training(0)), tmp_path / "suite")
+    (tmp_path / "photographs").mkdir()
+    (tmp_path / "photographs" / "cat.jpg").touch()
+    (tmp_path / "file").touch()
+    before = sorted(str(path) for path in tmp_path.rglob("*"))
+    for folder, scale, message in (
+        ("suite", "quick", "holds a suite of scale smoke, not quick"),
+        ("photographs", "smoke", "holds something other than a suite"),
+        ("file", "smoke", "cannot be used"),
+    ):
+        with pytest.raises(UserError, match=message) as caught:
+            run(plan(training(1), scale=scale), tmp_path / folder)
+        assert "--output" in str(caught.value)
+    assert sorted(str(path) for path in tmp_path.rglob("*")) == before
+    assert len(lines(log, "started")) == 1
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_is_not_writable(log: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir(mode=0o555)
+    with pytest.raises(UserError, match="not writable"):
+        run(plan(training(0)), tmp_path / "mine")
+    with pytest.raises(UserError, match="cannot be used"):
+        run(plan(training(0)), tmp_path / "mine" / "below")
+
+
+def test_two_suites_in_one_folder(log: Path, tmp_path: Path) -> None:
+    run(plan(training(0)), tmp_path / "suite")
+    with engine._only_one(tmp_path / "suite"), pytest.raises(UserError, match="another `reproduce` is running"):
+        run(plan(training(1)), tmp_path / "suite")
+    run(plan(training(1)), tmp_path / "suite")
+
+
+def test_plain_lines_and_bars() -> None:
+    class Arm:
+        done, total, text = 1, 2, "half"
+
+    for terminal in (False, True):
+        stream = io.StringIO()
+        display = Display(3, 1, Console(file=stream, force_terminal=terminal, width=100))
+        display.LINE_SECONDS = 0
+        with display:
+            display.start("an arm")
+            display.update({"an arm": Arm()})
+            display.end("an arm", "finished in 3 s")
+        text = stream.getvalue()
+        assert "[2/3] an arm: finished in 3 s" in text
+        assert ("\x1b" in text) is terminal
+        if not terminal:
+            assert text.splitlines() == ["[1/3] an arm: started", "    an arm 1/2 half", "[2/3] an arm: finished in 3 s"]

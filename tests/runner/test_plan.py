@@ -1,0 +1,41 @@
+"""What a suite runs: each arm once, the longest first."""
+
+import dataclasses
+
+from reformer_lab.experiments.claim import Arm
+from reformer_lab.experiments.registry import EXPERIMENTS, get_experiments
+from reformer_lab.runner.plan import make_plan, training_cost
+from reformer_lab.training.config import RunConfig
+
+
+def test_shared_arms_are_planned_once() -> None:
+    plan = make_plan(get_experiments(), "quick")
+    declared = [arm for experiment in EXPERIMENTS.values() for arm in experiment.arms("quick")]
+    assert set(plan.arms) == {arm.id for arm in declared}
+    assert len(plan.arms) < len(declared)
+    assert len(plan.trainings) + len(plan.measurements) == len(plan.arms)
+    assert [len(entries) for entries in plan.entries.values()] == [len(one.arms("quick")) for one in EXPERIMENTS.values()]
+    assert len(set(plan.labels.values())) == len(plan.arms)
+
+
+def test_labels_name_the_seed_where_there_are_several() -> None:
+    assert "table2 LSH-4 seed 2" in make_plan(get_experiments(["table2"]), "small").labels.values()
+    assert "table2 LSH-4" in make_plan(get_experiments(["table2"]), "quick").labels.values()
+
+
+def test_longest_first() -> None:
+    plan = make_plan(get_experiments(["table2", "hash_rounds", "depth"]), "quick")
+    costs = [training_cost(arm.run) for arm in plan.trainings]
+    assert costs == sorted(costs, reverse=True)
+    names = [plan.labels[arm.id] for arm in plan.trainings]
+    assert names.index("hash_rounds LSH-8") < names.index("hash_rounds LSH-1")
+    assert names.index("depth 6 layers") < names.index("depth 1 layer")
+
+
+def test_cost_grows_with_what_a_run_does() -> None:
+    (arm, *_) = EXPERIMENTS["hash_rounds"].arms("quick")
+    assert isinstance(arm, Arm)
+    run = arm.run
+    assert isinstance(run, RunConfig)
+    assert training_cost(dataclasses.replace(run, steps=2 * run.steps)) == 2 * training_cost(run)
+    assert training_cost(EXPERIMENTS["speed"].arms("quick")[0].run) == 0
