@@ -65,6 +65,8 @@ def shared_qk_attention(
         raise UserError(f"key_scale={key_scale!r}: must be 'unit' or 'unit_over_sqrt_d'")
     scale = 1.0 if key_scale == "unit" else qk.shape[-1] ** -0.5
     dtype = accumulation_dtype(qk.dtype)
+    if key_padding_mask is not None:  # before the norm, whose gradient of a NaN is a NaN
+        qk = qk.masked_fill(key_padding_mask[:, None, :, None], 0)
     with torch.autocast(qk.device.type, enabled=False):
         k = unit_length(qk.to(dtype)) * scale
     if causal and key_padding_mask is None and dropout_p == 0.0:
