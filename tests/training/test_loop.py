@@ -4,6 +4,7 @@ import json
 import math
 import os
 import random
+import resource
 import signal
 from pathlib import Path
 from typing import Any
@@ -275,3 +276,18 @@ def test_global_random_state_and_threads_are_left_alone(tmp_path: Path) -> None:
     train(tiny_run(), tmp_path)
     assert torch.equal(torch.get_rng_state(), before[0])
     assert (random.getstate(), np.random.get_state()[1].tolist(), torch.get_num_threads()) == before[1:]
+
+
+@pytest.mark.parametrize("limit", [500, 3000, 12_000, 18_000])
+def test_a_full_disk_is_named_and_loses_nothing(tmp_path: Path, limit: int) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # The limit on a file's size refuses a write as a full disk does: of the configuration, the weights, the optimiser.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(UserError, match="File too large; make room there and call again"):
+            train(tiny_run(), tmp_path / "run")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    train(tiny_run(), tmp_path / "run")
+    train(tiny_run(), tmp_path / "whole")
+    assert_same_run(tmp_path / "run", tmp_path / "whole")

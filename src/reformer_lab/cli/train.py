@@ -33,9 +33,9 @@ class TrainArguments:
     """Model to start from (`reformer-lab list` shows all); --model.* changes single fields."""
     output: Path | None = None
     """Run folder. Left out: runs/<corpus>-<digest of all options>."""
-    steps: int = 2000
+    steps: int = 2500
     """Optimiser steps."""
-    batch_size: int = 4
+    batch_size: int = 1
     """Sequences of one step."""
     length: int | None = None
     """Tokens of a sequence. Left out: the model's max_length."""

@@ -46,7 +46,8 @@ def save_checkpoint(folder: Path, model: Any, optimizer: torch.optim.Optimizer, 
                 shutil.rmtree(leftover)
             temporary.mkdir(parents=True)
             model.save_pretrained(temporary)
-            torch.save({"optimizer": optimizer.state_dict(), "counters": counters}, temporary / STATE)
+            with (temporary / STATE).open("wb") as file:
+                torch.save({"optimizer": optimizer.state_dict(), "counters": counters}, file)
             write_json(temporary / CHECKSUMS, {path.name: sha256(path) for path in sorted(temporary.iterdir())})
             sync_all(temporary)
             if target.exists():

@@ -5,9 +5,12 @@ import errno
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from reformer_lab.errors import UserError
 
@@ -20,11 +23,24 @@ def writing(path: Path) -> Iterator[None]:
     """Turn the system's refusal to write into a `UserError` that names the path and the reason."""
     try:
         yield
-    except OSError as error:
-        if error.errno is None:
+    except (OSError, RuntimeError, SafetensorError) as error:
+        number = _refusal(error)
+        if number is None:
             raise
-        remedy = "free some space" if error.errno == errno.ENOSPC else "choose another folder with --output"
-        raise UserError(f"cannot write {path}: {os.strerror(error.errno)}; {remedy}") from error
+        full = number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        remedy = "make room there and call again" if full else "choose another folder with --output"
+        raise UserError(f"cannot write {path}: {os.strerror(number)}; {remedy}") from error
+
+
+def _refusal(error: Exception) -> int | None:
+    """Return the system's error number behind an error of Python, torch or safetensors; None if there is none."""
+    if isinstance(error, OSError):
+        return error.errno
+    if isinstance(error, SafetensorError):
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        return int(found[1]) if found else None
+    # torch.save reports the refusal of a Python file as a RuntimeError of its own.
+    return error.__context__.errno if isinstance(error.__context__, OSError) else None
 
 
 def sync(path: Path) -> None:
