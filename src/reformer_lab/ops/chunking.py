@@ -47,9 +47,7 @@ def chunked_cross_entropy(
     def summed(hidden: Tensor, targets: Tensor) -> Tensor:
         logits = logits_of(hidden)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return functional.cross_entropy(
-            logits.flatten(0, -2), targets.flatten(), ignore_index=ignore_index, reduction="sum"
-        )
+        return functional.cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=ignore_index, reduction="sum")
 
     length = chunk_length or max(1, hidden.shape[1])
     pieces = list(zip(hidden.split(length, dim=1), targets.split(length, dim=1), strict=True))
