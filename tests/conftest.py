@@ -1,7 +1,7 @@
 """Fixtures for every test folder."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy
 import pytest
@@ -43,3 +43,39 @@ def global_random_state() -> Iterator[None]:
     before = state()
     yield
     assert state() == before
+
+
+@pytest.fixture
+def peak_bytes() -> Callable[[Callable[[], object]], int]:
+    """Measure the peak of the bytes that a function allocates and has not freed yet, temporaries inside torch too."""
+
+    def measure(function: Callable[[], object]) -> int:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+            function()
+        events = profile.profiler.kineto_results.events()  # type: ignore[union-attr]
+        now = peak = 0
+        for _, change in sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]"):
+            now += change
+            peak = max(peak, now)
+        return peak
+
+    return measure
+
+
+@pytest.fixture
+def saved_bytes() -> Callable[[Callable[[], object]], int]:
+    """Measure the bytes that autograd keeps for the backward pass while a function runs; each storage counts once."""
+
+    def measure(function: Callable[[], object]) -> int:
+        kept: dict[int, torch.UntypedStorage] = {}
+
+        def keep(x: torch.Tensor) -> torch.Tensor:
+            kept[x.untyped_storage().data_ptr()] = x.untyped_storage()
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            result = function()
+        del result
+        return sum(storage.nbytes() for storage in kept.values())
+
+    return measure

@@ -1,0 +1,217 @@
+"""The reversible stack as a function: the gradients of plain autograd, the inverse, nothing stored in between."""
+
+from typing import Any
+
+import pytest
+import torch
+from brute_force import vectors
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from reformer_lab.ops import lsh_attention, reversible_stack, stored_stack
+from reformer_lab.ops.random import Draws, dropout
+from reformer_lab.ops.reversible import ReversibleLayer
+
+D = 4
+
+
+def layers_of(depth: int, drop: float = 0.0, dtype: torch.dtype = torch.float64, tied: bool = False) -> list[ReversibleLayer]:
+    """Return layers with two matrices each; `tied`: all of them share theirs."""
+
+    def function(a: Tensor, b: Tensor) -> Any:
+        return lambda x, draws: dropout(torch.tanh(x @ a) @ b, drop, draws.generator("dropout"))
+
+    layers = []
+    for index in range(depth):
+        seed = 0 if tied else 4 * index
+        f_parameters, g_parameters = (
+            tuple((vectors(D, D, seed=seed + s, dtype=dtype) / 2).requires_grad_() for s in pair) for pair in ((1, 2), (3, 4))
+        )
+        if tied and layers:
+            f_parameters, g_parameters = layers[0].f_parameters, layers[0].g_parameters  # type: ignore[assignment]
+        layers.append(ReversibleLayer(function(*f_parameters), function(*g_parameters), f_parameters, g_parameters))
+    return layers
+
+
+def draws_of(depth: int) -> list[tuple[Draws, Draws]]:
+    return [(Draws(2 * i), Draws(2 * i + 1)) for i in range(depth)]
+
+
+def results(stack: Any, layers: list[ReversibleLayer], x1: Tensor, x2: Tensor) -> list[Tensor | None]:
+    """Return the outputs and every gradient."""
+    leaves = [x1.detach().clone().requires_grad_(), x2.detach().clone().requires_grad_()]
+    parameters = [p for layer in layers for p in (*layer.f_parameters, *layer.g_parameters)]
+    for parameter in parameters:
+        parameter.grad = None
+    y1, y2 = stack(*leaves, layers, draws_of(len(layers)))
+    ((y1 * vectors(*y1.shape, seed=50)).sum() + (y2 * vectors(*y2.shape, seed=51)).sum()).backward()
+    return [y1.detach(), y2.detach(), *(x.grad for x in leaves), *(p.grad for p in parameters)]
+
+
+@settings(max_examples=30)
+@given(
+    depth=st.integers(0, 12), batch=st.integers(1, 3), length=st.integers(1, 9), drop=st.sampled_from([0.0, 0.05, 0.2]),
+    tied=st.booleans(), frozen=st.integers(0, 2**6 - 1),
+)  # fmt: skip
+def test_gradients_are_those_of_plain_autograd(
+    depth: int, batch: int, length: int, drop: float, tied: bool, frozen: int
+) -> None:
+    layers = layers_of(depth, drop, tied=tied)
+    for index, layer in enumerate(layers):
+        for bit, parameter in enumerate((*layer.f_parameters, *layer.g_parameters)):
+            if frozen >> (index + bit) % 6 & 1:
+                parameter.requires_grad_(False)
+    x1, x2 = vectors(batch, length, D, seed=60), vectors(batch, length, D, seed=61)
+    for found, expected in zip(results(reversible_stack, layers, x1, x2), results(stored_stack, layers, x1, x2), strict=True):
+        assert (found is None) == (expected is None)
+        if found is not None and expected is not None:
+            torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("drop", [0.0, 0.2])
+def test_gradcheck(drop: float) -> None:
+    layers = layers_of(2, drop)
+    parameters = [p for layer in layers for p in (*layer.f_parameters, *layer.g_parameters)]
+    x1, x2 = vectors(1, 3, D, seed=1).requires_grad_(), vectors(1, 3, D, seed=2).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x1, x2, *_: reversible_stack(x1, x2, layers, draws_of(2)), (x1, x2, *parameters))
+
+
+def test_gradcheck_with_hashed_attention() -> None:
+    """The remembered buckets are part of the function: gradcheck moves x, and a new hash would move vectors elsewhere."""
+    buckets = torch.randint(4, (1, 1, 2, 6), generator=torch.Generator().manual_seed(1))
+    weight = (vectors(D, D, seed=3) / 2).requires_grad_()
+
+    def attention(x: Tensor, draws: Draws) -> Tensor:
+        found = draws.remember("buckets", lambda: buckets)
+        heads = (x @ weight)[:, None]
+        return lsh_attention(heads, heads, num_hashes=2, num_buckets=4, chunk_length=2, buckets=found).output[:, 0]
+
+    layers = [ReversibleLayer(attention, layers_of(1)[0].g, (weight,), layers_of(1)[0].g_parameters)]
+    x1, x2 = vectors(1, 6, D, seed=1).requires_grad_(), vectors(1, 6, D, seed=2).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x1, x2, w: reversible_stack(x1, x2, layers, draws_of(1)), (x1, x2, weight))
+
+
+def test_one_tensor_for_both_streams() -> None:
+    layers, x = layers_of(3), vectors(2, 5, D, seed=1)
+    gradients = []
+    for stack in (reversible_stack, stored_stack):
+        leaf = x.clone().requires_grad_()
+        torch.cat(stack(leaf, leaf, layers, draws_of(3))).square().sum().backward()
+        gradients.append(leaf.grad)
+    torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
+
+
+def test_inputs_that_require_no_gradient() -> None:
+    layers, x = layers_of(2), vectors(1, 4, D)
+    torch.cat(reversible_stack(x, x, layers, draws_of(2))).sum().backward()
+    for layer in layers:
+        for parameter in (*layer.f_parameters, *layer.g_parameters):
+            assert parameter.grad is not None
+            assert parameter.grad.isfinite().all()
+            assert (parameter.grad != 0).any()
+
+
+@pytest.mark.parametrize("used", ["first", "second"])
+def test_a_loss_of_one_stream_alone(used: str) -> None:
+    layers, x = layers_of(2), vectors(1, 4, D)
+    gradients = []
+    for stack in (reversible_stack, stored_stack):
+        leaf = x.clone().requires_grad_()
+        streams = stack(leaf, leaf, layers, draws_of(2))
+        streams[used == "second"].square().sum().backward()
+        gradients.append(leaf.grad)
+    torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
+
+
+def test_backward_twice_adds_up() -> None:
+    layers, x = layers_of(2, 0.2), vectors(1, 4, D, seed=1).requires_grad_()
+    loss = torch.cat(reversible_stack(x, x, layers, draws_of(2))).square().sum()
+    loss.backward(retain_graph=True)
+    assert x.grad is not None
+    once = x.grad.clone()
+    loss.backward()
+    torch.testing.assert_close(x.grad, 2 * once, rtol=1e-12, atol=0)
+
+
+@settings(max_examples=20)
+@given(depth=st.integers(1, 12), drop=st.sampled_from([0.0, 0.2]), seed=st.integers(0, 99))
+def test_the_inverse_restores_the_inputs(depth: int, drop: float, seed: int) -> None:
+    """The first function's input is restored in the backward pass: seen by recording it."""
+    layers = layers_of(depth, drop)
+    seen: list[Tensor] = []
+    first = layers[0]
+
+    def record(x: Tensor, draws: Draws) -> Tensor:
+        seen.append(x.detach().clone())
+        return first.f(x, draws)
+
+    layers[0] = first._replace(f=record)
+    x1, x2 = vectors(1, 4, D, seed=seed).requires_grad_(), vectors(1, 4, D, seed=seed + 1)
+    torch.cat(reversible_stack(x1, x2, layers, draws_of(depth))).sum().backward()
+    forward, backward = seen
+    assert torch.equal(forward, x2)
+    torch.testing.assert_close(backward, x2, rtol=0, atol=1e-12)
+
+
+def test_nothing_kept_grows_with_depth(saved_bytes: Any) -> None:
+    x = vectors(2, 16, D).requires_grad_()
+
+    def kept(stack: Any, depth: int) -> int:
+        return saved_bytes(lambda: stack(x, x, layers_of(depth), draws_of(depth)))
+
+    assert kept(reversible_stack, 1) == kept(reversible_stack, 12) == 2 * x.nbytes
+    assert kept(stored_stack, 12) > 11 * kept(stored_stack, 1)
+
+
+def test_peak_of_a_step_does_not_grow_with_depth(peak_bytes: Any) -> None:
+    x = vectors(1, 4096, D)
+
+    def peak(stack: Any, depth: int) -> int:
+        layers = layers_of(depth)
+        return peak_bytes(lambda: torch.cat(stack(x, x, layers, draws_of(depth))).sum().backward())
+
+    assert peak(reversible_stack, 12) < 1.1 * peak(reversible_stack, 2)
+    assert peak(stored_stack, 12) > 4 * peak(stored_stack, 2)
+
+
+@pytest.mark.parametrize("depth", [0, 2])
+@pytest.mark.parametrize("context", ["no_grad", "inference_mode"])
+def test_without_gradients(context: str, depth: int) -> None:
+    x = vectors(1, 4, D)
+    with getattr(torch, context)():
+        y1, y2 = reversible_stack(x, x, layers_of(depth), draws_of(depth))
+    expected = stored_stack(x, x, layers_of(depth), draws_of(depth))
+    assert torch.equal(y1, expected[0])
+    assert torch.equal(y2, expected[1])
+    assert not y1.requires_grad
+
+
+@pytest.mark.parametrize("backward_inside", [False, True], ids=["backward-outside", "backward-inside"])
+def test_autocast_is_that_of_the_forward_pass(backward_inside: bool) -> None:
+    """Recomputed values equal the forward's bit for bit for the same input, and no cached cast cuts a gradient off."""
+    calls: list[tuple[Tensor, Tensor]] = []
+    layers = layers_of(3, 0.2, torch.float32)
+    last = layers[-1]
+
+    def record(x: Tensor, draws: Draws) -> Tensor:
+        y = last.g(x, draws)
+        calls.append((x.detach().clone(), y.detach().clone()))
+        return y
+
+    layers[-1] = last._replace(g=record)
+    x = vectors(1, 8, D, dtype=torch.float32).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = torch.cat(reversible_stack(x, x, layers, draws_of(3))).float().square().sum()
+        if backward_inside:
+            loss.backward()
+    if not backward_inside:
+        loss.backward()
+    (x_before, y_before), (x_again, y_again) = calls
+    assert y_before.dtype == y_again.dtype == torch.bfloat16
+    assert torch.equal(x_before, x_again)
+    assert torch.equal(y_before, y_again)
+    for layer in layers:
+        for parameter in (*layer.f_parameters, *layer.g_parameters):
+            assert parameter.grad is not None
+            assert (parameter.grad != 0).any()
