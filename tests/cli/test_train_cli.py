@@ -164,6 +164,7 @@ def test_mistakes_of_evaluate(words: list[str], said: str, run: Path, capsys: py
     assert said in fails(capsys, "evaluate", *(str(run) if word == "RUN" else word for word in words)).lower()
 
 
+@pytest.mark.slow
 def test_ctrl_c_and_then_the_same_call(text: Path, tmp_path: Path) -> None:
     call = [sys.executable, "-m", "reformer_lab", "train", "--corpus", str(text), "--output", str(tmp_path / "run"),
             *SMALL, "--steps", "3000", "--log-every", "1"]

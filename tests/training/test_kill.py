@@ -29,6 +29,7 @@ def start(folder: Path) -> subprocess.Popen:
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_sigkill_at_random_instants(tmp_path: Path) -> None:
     whole = start(tmp_path / "whole")
     assert whole.stdout is not None

@@ -47,7 +47,7 @@ class Display:
         """Show a run of `steps` steps on `stream` (None: standard output); a target of the data is one `unit`."""
         self.steps, self.unit = steps, unit
         self.console = Console(file=stream or sys.stdout, highlight=False, soft_wrap=True)
-        self.live = Live(console=self.console, refresh_per_second=4) if self.console.is_terminal else None
+        self.live = Live(console=self.console, refresh_per_second=4, transient=True) if self.console.is_terminal else None
         self.last_line = {"step": 0.0, "scoring": time.monotonic()}
 
     def __enter__(self) -> Self:
