@@ -23,5 +23,6 @@ def invent(experiment: Experiment, scale: Scale, events: Callable[[Arm], Events 
 def trained(bits: float, others: Mapping[str, float] | None = None) -> Events:
     """Events of a training run that ends with so many bits, under the names of `others` with others."""
     scores = {name: {"bits": value} for name, value in {"own": bits, **(others or {})}.items()}
-    return [{"event": "eval", "step": 10, "name": "own", "bits": bits + 1}, {"event": "eval", "step": 20, "name": "own", "bits": bits},
+    return [{"event": "eval", "step": 10, "name": "own", "bits": bits + 1},
+            {"event": "eval", "step": 20, "name": "own", "bits": bits},
             {"event": "final", "step": 20, "parameters": 1000, "evaluations": scores}]

@@ -71,7 +71,8 @@ def test_arms_differ_in_what_is_tested_and_in_nothing_else(scale: Scale) -> None
         assert [line.split(" is ")[0] for line in found] == [field]
     lsh = [run_of(arm) for arm in hash_rounds.arms(scale) if arm.name.startswith("LSH") and arm.seed == 0]
     for run in lsh[1:]:
-        assert [line.split(" is ")[0] for line in differences(lsh[0].to_dict(), run.to_dict(), limit=100)] == ["model.num_hashes"]
+        found = differences(lsh[0].to_dict(), run.to_dict(), limit=100)
+        assert [line.split(" is ")[0] for line in found] == ["model.num_hashes"]
 
 
 @pytest.mark.parametrize("scale", SCALES)

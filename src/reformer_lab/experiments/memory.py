@@ -70,8 +70,8 @@ _LARGE = _BASE.replace(d_model=512, d_ff=2048, num_heads=8, d_head=64, num_hashe
 SETTINGS: dict[Scale, Setting] = {
     "smoke": Setting(model=_BASE, depths=(2, 4), depth_length=512, lengths=(512, 1024), chunks=(None, 64), d_ff=1024,
                      device="cpu", cuts="Everything: up to 1,024 tokens of a toy model."),
-    "quick": Setting(model=_BASE, depths=(2, 4, 8), depth_length=2048, lengths=(2048, 4096, 8192, 16_384),
-                     chunks=(None, 2048, 512, 128), d_ff=4096, device="cpu",
+    "quick": Setting(model=_BASE, depths=(2, 4, 8), depth_length=2048, lengths=(4096, 8192, 16_384),
+                     chunks=(None, 512, 128), d_ff=4096, device="cpu",
                      cuts="d_model 128, up to 8 layers and 16,384 tokens, on a CPU."),
     "small": Setting(model=_BASE.replace(num_hashes=4), depths=(2, 4, 8, 16), depth_length=8192,
                      lengths=(4096, 8192, 16_384, 32_768, 65_536), chunks=(None, 2048, 512, 128), d_ff=4096, device="cpu",

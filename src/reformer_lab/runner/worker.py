@@ -14,7 +14,7 @@ import threading
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 from reformer_lab.errors import UserError
 
@@ -73,7 +73,7 @@ def _measure(config: Mapping[str, Any], output: Path, report: Report) -> None:
 def main() -> int:
     """Read the job file named by the first argument and run it; see the module for the protocol."""
     channel = _take_standard_output()
-    signal.signal(signal.SIGTERM, _raise_interrupt)
+    signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the engine, which stops its workers itself
     threading.Thread(target=_stop_with_parent, daemon=True).start()
 
@@ -83,8 +83,6 @@ def main() -> int:
 
     try:
         run_job(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), report)
-    except KeyboardInterrupt:
-        return EXIT_STOPPED
     except UserError as error:
         report({"error": str(error)})
         return EXIT_FAILED
@@ -102,9 +100,9 @@ def _take_standard_output() -> TextIO:
     return channel
 
 
-def _raise_interrupt(*_: object) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once: a second one must not cut the checkpoint short
-    raise KeyboardInterrupt
+def _stop(*_: object) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not break into the first one's way out
+    raise SystemExit(EXIT_STOPPED)
 
 
 def _stop_with_parent() -> None:

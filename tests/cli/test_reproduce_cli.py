@@ -1,0 +1,144 @@
+"""`list`, `reproduce`, `report`, `bench` as a user calls them."""
+
+import csv
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from reformer_lab.cli import reproduce as module
+from reformer_lab.cli.bench import parse_count, parse_counts
+from reformer_lab.cli.list import expected_time
+from reformer_lab.cli.main import main
+from reformer_lab.errors import UserError
+from reformer_lab.experiments.registry import EXPERIMENTS
+from reformer_lab.models.presets import PRESETS
+from reformer_lab.runner import engine
+from reformer_lab.runner.engine import SuiteOutcome
+from reformer_lab.runner.plan import Plan
+
+
+def error_of(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    assert main(list(words)) == 2
+    return capsys.readouterr().err
+
+
+def test_list_shows_everything_within_a_second_and_without_torch(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list"]) == 0
+    out = capsys.readouterr().out
+    for name in (*EXPERIMENTS, *PRESETS, "smoke", "quick", "small", "gpu", "paper"):
+        assert name in out
+    assert main(["list", "--claims"]) == 0
+    out = capsys.readouterr().out
+    assert all(f"C{number} " in out for number in range(1, 14))
+    code = ("import sys; from reformer_lab.cli.main import main; main(['list']);"
+            "sys.exit(any(name in sys.modules for name in ('torch', 'numpy', 'matplotlib')))")
+    began = time.perf_counter()
+    assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0
+    assert time.perf_counter() - began < 1.0
+
+
+def test_expected_times() -> None:
+    shown = [expected_time(minutes) for minutes in (0.2, 1.5, 60, 1500, 60_000)]
+    assert shown == ["12 s", "1.5 min", "60 min", "25 h", "42 days"]
+
+
+def test_names_that_do_not_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "did you mean 'table2'?" in error_of(capsys, "reproduce", "--only", "tabel2")
+    assert "scale 'quik' does not exist; choose one of smoke" in error_of(capsys, "reproduce", "--scale", "quik")
+    assert "no experiment was named" in error_of(capsys, "reproduce", "--only", ",")
+    assert "--workers 0: must be at least 1" in error_of(capsys, "reproduce", "--workers", "0")
+    with pytest.raises(SystemExit) as caught:
+        main(["reproduce", "--scael", "quick"])
+    assert caught.value.code == 2
+
+
+def test_folders_that_cannot_be_used(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "novel.txt").touch()
+    for folder in (tmp_path / "mine", tmp_path / "mine" / "novel.txt"):
+        error = error_of(capsys, "reproduce", "--scale", "smoke", "--output", str(folder))
+        assert str(folder) in error
+        assert "--output" in error
+        assert len(error.splitlines()) <= 2
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["novel.txt"]
+    assert "holds no results" in error_of(capsys, "report", str(tmp_path / "mine"))
+
+
+def test_what_reproduce_asks_of_the_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls = []
+
+    def run_suite(plan: Plan, output: Path, *, workers: int | None, command: str) -> SuiteOutcome:
+        calls.append((plan.scale, list(plan.entries), output, workers, command))
+        from reformer_lab.reporting.records import Suite
+        suite = Suite(scale=plan.scale, started="", command=command, arms=plan.entries)
+        suite.write(output)
+        return SuiteOutcome(suite, {"table2 LSH-4": "it had to fail"} if len(calls) == 2 else {})
+
+    monkeypatch.setattr(engine, "run_suite", run_suite)
+    monkeypatch.chdir(tmp_path)
+    assert main(["reproduce", "--scale", "smoke", "--only", "speed, table2"]) == 0
+    out = capsys.readouterr().out
+    assert "C7: not run" in out
+    assert out.splitlines()[-1] == "report: reproduction/smoke/report/index.html"
+    assert main(["reproduce", "--output", "my results", "--workers", "3"]) == 1
+    assert "table2 LSH-4 failed: it had to fail; the same command tries it again" in capsys.readouterr().err
+    assert calls[0] == ("smoke", ["table2", "speed"], Path("reproduction/smoke"), None,
+                        "reformer-lab reproduce --scale smoke --only 'speed, table2'")
+    assert calls[1] == ("quick", list(EXPERIMENTS), Path("my results"), 3,
+                        "reformer-lab reproduce --output 'my results' --workers 3")
+    assert main(["report", "reproduction/smoke"]) == 0
+    assert "report: reproduction/smoke/report/index.html" in capsys.readouterr().out
+    assert module.HELP.count("reformer-lab reproduce") == 3
+
+
+@pytest.mark.parametrize(("text", "value"), [("1", 1), ("4096", 4096), ("4k", 4096), ("16K", 16_384), ("1m", 1_048_576)])
+def test_counts(text: str, value: int) -> None:
+    assert parse_count(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "0", "-4", "k", "1.5k", "4g", "0k", "²"])
+def test_counts_that_are_none(text: str) -> None:
+    with pytest.raises(UserError, match="no positive number"):
+        parse_count(text)
+
+
+def test_count_lists() -> None:
+    assert parse_counts("1k, 4k,16") == [1024, 4096, 16]
+
+
+def test_bench_attention(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "rows.csv"
+    shape = ["--heads", "2", "--d-head", "16", "--chunk-length", "16"]
+    assert main(["bench", "attention", "--lengths", "64,96", *shape, "--repeats", "1", "--csv", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "2 heads x 16, 4 rounds, chunk 16" in out
+    assert out.count("forward+backward") == 4
+    rows = list(csv.DictReader(path.open()))
+    assert [(row["contender"], row["length"]) for row in rows[::2]] == [
+        ("exact", "64"), ("lsh-torch", "64"), ("exact", "96"), ("lsh-torch", "96")]
+    assert all(float(row["median"]) > 0 for row in rows)
+
+
+def test_bench_memory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "rows.csv"
+    assert main(["bench", "memory", "--lengths", "2k", "--depths", "3", "--d-model", "64", "--attention", "full",
+                 "--csv", str(path), "--device", "cpu"]) == 0
+    assert "3 reversible" in capsys.readouterr().out
+    reversible, stored = csv.DictReader(path.open())
+    assert (reversible["reversible"], stored["reversible"]) == ("True", "False")
+    assert int(reversible["activation_bytes"]) < int(stored["activation_bytes"])
+
+
+def test_bench_of_what_cannot_be_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "'1q' is no positive number" in error_of(capsys, "bench", "attention", "--lengths", "1q")
+    assert "contender 'flash' does not exist" in error_of(capsys, "bench", "attention", "--only", "flash", "--lengths", "64")
+    assert "--heads 0: must be at least 1" in error_of(capsys, "bench", "attention", "--heads", "0")
+    assert "cannot be written" in error_of(capsys, "bench", "memory", "--csv", str(tmp_path))
+    assert "device 'tpu' does not exist" in error_of(capsys, "bench", "memory", "--device", "tpu")
+    assert "--precision fp8: choose" in error_of(capsys, "bench", "memory", "--precision", "fp8")
+    assert "attention" in error_of(capsys, "bench", "memory", "--attention", "flash")
