@@ -6,6 +6,7 @@ from typing import Annotated
 
 import tyro
 
+from reformer_lab.cli.options import parse_options
 from reformer_lab.data.config import DuplicationConfig
 from reformer_lab.errors import UserError
 from reformer_lab.training.config import Precision, RunConfig, Split
@@ -41,7 +42,7 @@ class EvaluateArguments:
 
 def main(argv: list[str]) -> int:
     """Parse, evaluate, print the scores."""
-    arguments = tyro.cli(EvaluateArguments, prog="reformer-lab evaluate", description=DESCRIPTION, args=argv)
+    arguments = parse_options(EvaluateArguments, argv, prog="reformer-lab evaluate", description=DESCRIPTION)
 
     import torch
 

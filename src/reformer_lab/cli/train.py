@@ -4,8 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import tyro
-
+from reformer_lab.cli.options import parse_options
 from reformer_lab.data.config import ByteCorpusConfig, DataConfig, DuplicationConfig, ImagesConfig
 from reformer_lab.models.config import ReformerConfig
 from reformer_lab.models.presets import get_preset
@@ -92,7 +91,7 @@ def parse(argv: list[str]) -> TrainArguments:
         elif word.startswith("--preset="):
             preset = word.partition("=")[2]
     defaults = TrainArguments(preset=preset, model=get_preset(preset))
-    return tyro.cli(TrainArguments, prog="reformer-lab train", description=DESCRIPTION, args=argv, default=defaults)
+    return parse_options(TrainArguments, argv, prog="reformer-lab train", description=DESCRIPTION, default=defaults)
 
 
 def run_config(arguments: TrainArguments) -> RunConfig:
