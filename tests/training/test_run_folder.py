@@ -39,6 +39,17 @@ def test_the_same_configuration_comes_back(tmp_path: Path) -> None:
     assert not (tmp_path / "new" / "run" / LOCK).exists()
 
 
+def test_a_folder_made_for_a_run_that_never_began_goes_again(tmp_path: Path) -> None:
+    with RunFolder(tmp_path / "made", tiny_run()):
+        assert (tmp_path / "made" / "environment.json").exists()
+    assert not (tmp_path / "made").exists()
+
+    (tmp_path / "found").mkdir()
+    with RunFolder(tmp_path / "found", tiny_run()):
+        pass
+    assert (tmp_path / "found").is_dir()
+
+
 def test_another_configuration_is_refused(tmp_path: Path) -> None:
     with RunFolder(tmp_path, tiny_run()) as folder:
         folder.claim("abc")

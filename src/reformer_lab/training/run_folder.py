@@ -39,6 +39,7 @@ class RunFolder:
         if path.exists() and not path.is_dir():
             raise UserError(f"{path} is a file: choose a folder with --output")
         self._check_owner()
+        self._made_here = not path.exists()
         with writing(path):
             path.mkdir(parents=True, exist_ok=True)
             self._lock = _take_lock(path / LOCK)
@@ -59,8 +60,12 @@ class RunFolder:
         self.close()
 
     def close(self) -> None:
-        """Let other processes in."""
+        """Let other processes in. A folder made for a run that never began goes again."""
+        if self._made_here and not (self.path / "config.json").exists():
+            (self.path / "environment.json").unlink(missing_ok=True)
         (self.path / LOCK).unlink(missing_ok=True)
+        if self._made_here and not any(self.path.iterdir()):
+            self.path.rmdir()
         os.close(self._lock)
 
     def _check_owner(self) -> None:
