@@ -109,16 +109,30 @@ class ReformerConfig:
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         if isinstance(self.attention, str):
             object.__setattr__(self, "attention", (self.attention,))
-        positive = ("vocab_size", "d_model", "d_ff", "num_layers", "num_heads", "d_head", "max_length", "num_hashes",
-                    "chunk_length", "local_chunk_length")
+        positive = (
+            "vocab_size",
+            "d_model",
+            "d_ff",
+            "num_layers",
+            "num_heads",
+            "d_head",
+            "max_length",
+            "num_hashes",
+            "chunk_length",
+            "local_chunk_length",
+        )
         for name in positive:
-            self._require(getattr(self, name) >= 1, name, "must be at least 1")
+            self._require(_is_whole(getattr(self, name), 1), name, "must be a whole number of at least 1")
         for name in ("chunks_before", "chunks_after", "local_chunks_before", "local_chunks_after"):
-            self._require(getattr(self, name) >= 0, name, "must not be negative")
+            self._require(_is_whole(getattr(self, name), 0), name, "must be a whole number, not negative")
         for name in ("ff_chunk_length", "loss_chunk_length"):
-            self._require(getattr(self, name) is None or getattr(self, name) >= 1, name, "must be at least 1, or None")
+            value = getattr(self, name)
+            self._require(value is None or _is_whole(value, 1), name, "must be a whole number of at least 1, or None")
         for name in ("dropout", "attention_dropout"):
-            self._require(0 <= getattr(self, name) < 1, name, "must be in [0, 1)")
+            value = getattr(self, name)
+            self._require(isinstance(value, (int, float)) and 0 <= value < 1, name, "must be a number in [0, 1)")
+        epsilon = self.layer_norm_eps
+        self._require(isinstance(epsilon, (int, float)) and epsilon > 0, "layer_norm_eps", "must be a positive number")
         choices: dict[str, tuple[object, ...]] = {
             "positions": ("axial", "learned", "sinusoidal", "none"),
             "self_attention": ("last_resort", "allowed"),
@@ -147,7 +161,7 @@ class ReformerConfig:
         if self.num_buckets is None:
             return
         factors = self.num_buckets if isinstance(self.num_buckets, tuple) else (self.num_buckets,)
-        even = len(factors) >= 1 and all(factor >= 2 and factor % 2 == 0 for factor in factors)
+        even = len(factors) >= 1 and all(_is_whole(factor, 2) and factor % 2 == 0 for factor in factors)
         self._require(even, "num_buckets", "must be a positive even number, or a tuple of such factors")
 
     def _check_positions(self) -> None:
@@ -157,11 +171,20 @@ class ReformerConfig:
             raise UserError("positions='axial' needs axial_shape and axial_dims, for example (32, 64) and (64, 192)")
         if len(self.axial_shape) != len(self.axial_dims):
             raise UserError(f"axial_shape={self.axial_shape} and axial_dims={self.axial_dims} must be equally long")
+        for name in ("axial_shape", "axial_dims"):
+            sides = getattr(self, name)
+            self._require(all(_is_whole(side, 1) for side in sides), name, "must hold whole numbers of at least 1")
         places = math.prod(self.axial_shape)
-        self._require(places >= self.max_length, "axial_shape",
-                      f"has {places} places, too few for max_length={self.max_length}: enlarge a side")
-        self._require(sum(self.axial_dims) == self.d_model, "axial_dims",
-                      f"adds up to {sum(self.axial_dims)}, must add up to d_model={self.d_model}")
+        self._require(
+            places >= self.max_length,
+            "axial_shape",
+            f"has {places} places, too few for max_length={self.max_length}: enlarge a side",
+        )
+        self._require(
+            sum(self.axial_dims) == self.d_model,
+            "axial_dims",
+            f"adds up to {sum(self.axial_dims)}, must add up to d_model={self.d_model}",
+        )
 
     def layer_kinds(self) -> tuple[AttentionKind, ...]:
         """Return the kind of attention of each layer."""
@@ -182,3 +205,7 @@ class ReformerConfig:
         if unknown:
             raise UserError(f"unknown model field {unknown[0]!r}; known: {', '.join(cls.__dataclass_fields__)}")
         return cls(**fields)
+
+
+def _is_whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and value >= least

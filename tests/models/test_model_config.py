@@ -1,0 +1,95 @@
+"""Every field of a model's configuration is checked, and survives JSON."""
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from small_models import config_of
+
+from reformer_lab.errors import UserError
+from reformer_lab.models.config import ReformerConfig
+from reformer_lab.models.presets import PRESETS, get_preset
+
+AXIAL: dict[str, Any] = {"positions": "axial", "axial_shape": (5, 8), "axial_dims": (4, 6)}
+
+WRONG: list[tuple[str, dict[str, Any]]] = [
+    *((f"{name}=0", {name: 0}) for name in (
+        "vocab_size", "d_model", "d_ff", "num_layers", "num_heads", "d_head", "max_length", "num_hashes", "chunk_length",
+        "local_chunk_length", "ff_chunk_length", "loss_chunk_length",
+    )),
+    *((f"{name}=-1", {name: -1}) for name in (
+        "num_layers", "chunks_before", "chunks_after", "local_chunks_before", "local_chunks_after", "ff_chunk_length",
+    )),
+    ("num_buckets=7", {"num_buckets": 7}),
+    ("num_buckets=0", {"num_buckets": 0}),
+    (r"num_buckets=\(4, 5\)", {"num_buckets": (4, 5)}),
+    (r"num_buckets=\(\)", {"num_buckets": ()}),
+    ("dropout=1.0", {"dropout": 1.0}),
+    ("dropout=-0.1", {"dropout": -0.1}),
+    ("attention_dropout=1.5", {"attention_dropout": 1.5}),
+    (r"attention=\(\)", {"attention": ()}),
+    ("attention=.*'sparse'", {"attention": ("lsh", "sparse")}),
+    ("self_attention='no'", {"self_attention": "no"}),
+    ("coverage='all'", {"coverage": "all"}),
+    ("cross_bucket=True", {"coverage": "bucket", "cross_bucket": True}),
+    ("key_scale='raw'", {"key_scale": "raw"}),
+    ("activation='tanh'", {"activation": "tanh"}),
+    ("residual_streams=3", {"residual_streams": 3}),
+    ("residual_streams=2", {"residual_streams": 1}),
+    ("positions='rotary'", {"positions": "rotary"}),
+    ("axial_shape and axial_dims", {"positions": "axial"}),
+    ("axial_shape.*39 places.*max_length=40", AXIAL | {"axial_shape": (3, 13)}),
+    ("axial_dims.*adds up to 11.*d_model=10", AXIAL | {"axial_dims": (4, 7)}),
+    ("equally long", AXIAL | {"axial_dims": (2, 2, 6)}),
+    (r"axial_shape=\(-5, -8\)", AXIAL | {"axial_shape": (-5, -8)}),
+    (r"axial_dims=\(0, 10\)", AXIAL | {"axial_dims": (0, 10)}),
+    ("layer_norm_eps=-1", {"layer_norm_eps": -1.0}),
+    ("d_model='wide'", {"d_model": "wide"}),
+    ("num_layers=2.5", {"num_layers": 2.5}),
+    ("chunks_after=None", {"chunks_after": None}),
+    ("dropout='0.1'", {"dropout": "0.1"}),
+    ("num_buckets='many'", {"num_buckets": "many"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("named", "changes"), WRONG, ids=[named for named, _ in WRONG])
+def test_a_wrong_field_is_named(named: str, changes: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=named):
+        config_of(**changes)
+    with pytest.raises(UserError, match=named):
+        config_of().replace(**changes)
+
+
+@given(
+    num_layers=st.integers(1, 9), num_buckets=st.sampled_from([None, 4, (2, 4)]),
+    attention=st.lists(st.sampled_from(["full", "local", "lsh"]), min_size=1, max_size=4).map(tuple),
+    dropout=st.floats(0, 0.9), axial=st.booleans(),
+)  # fmt: skip
+def test_json_round_trip(axial: bool, **fields: Any) -> None:
+    config = config_of(**fields, **(AXIAL if axial else {}))
+    assert ReformerConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_survive_json(name: str) -> None:
+    assert ReformerConfig.from_dict(json.loads(json.dumps(get_preset(name).to_dict()))) == get_preset(name)
+
+
+def test_unknown_fields_are_named() -> None:
+    with pytest.raises(UserError, match=r"num_hash'.*num_hashes"):
+        ReformerConfig.from_dict({"num_hash": 4})
+
+
+def test_attention_is_a_cycle() -> None:
+    config = config_of(attention=("local", "local", "lsh"), num_layers=5)
+    assert config.layer_kinds() == ("local", "local", "lsh", "local", "local")
+    assert config_of(attention="full").attention == ("full",)
+
+
+def test_free_of_torch() -> None:
+    code = "import sys, reformer_lab.models.config, reformer_lab.models.presets; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
