@@ -110,17 +110,9 @@ class ReformerConfig:
         if isinstance(self.attention, str):
             object.__setattr__(self, "attention", (self.attention,))
         positive = (
-            "vocab_size",
-            "d_model",
-            "d_ff",
-            "num_layers",
-            "num_heads",
-            "d_head",
-            "max_length",
-            "num_hashes",
-            "chunk_length",
+            "vocab_size", "d_model", "d_ff", "num_layers", "num_heads", "d_head", "max_length", "num_hashes", "chunk_length",
             "local_chunk_length",
-        )
+        )  # fmt: skip
         for name in positive:
             self._require(_is_whole(getattr(self, name), 1), name, "must be a whole number of at least 1")
         for name in ("chunks_before", "chunks_after", "local_chunks_before", "local_chunks_after"):
