@@ -1,8 +1,8 @@
 """Bytes of activations of one training step, each point in a process of its own.
 
-Activations are what forward and backward need beyond parameters, gradients and optimiser states: those exist (made by a
-step on a few tokens) before the baseline is taken; the gradients' own bytes, which appear during the backward pass, are
-subtracted. For a model that stores its activations this errs on the low side, as its peak comes before its gradients.
+Activations are what forward and backward need beyond parameters, gradients and optimiser states: those exist (made by steps
+on fewer tokens) before the baseline is taken, and the measured step adds to the gradients that are there. What is added
+exists twice for a moment, all at once in a reversible stack: it counts as activations, to the reversible model's cost.
 """
 
 import contextlib
@@ -59,7 +59,7 @@ def run_point(spec: Mapping[str, Any], seed: int, max_seconds: float | None = No
     Raises RuntimeError with the process's last words when it fails in any other way.
     """
     command = [sys.executable, "-m", "reformer_lab.benchmarks.memory"]
-    job = json.dumps({"spec": spec, "seed": seed, "threads": torch.get_num_threads()})
+    job = json.dumps({"spec": spec, "seed": seed})
     environment = {**os.environ, **MALLOC_ENVIRONMENT}
     try:
         done = subprocess.run(command, input=job, capture_output=True, text=True, env=environment, timeout=max_seconds)
@@ -86,11 +86,12 @@ def measure_here(spec: Mapping[str, Any], seed: int) -> dict[str, Any]:
         gradients = [parameter.grad for parameter in step.model.parameters() if parameter.grad is not None]
         gradient_bytes = sum(gradient.nbytes for gradient in gradients)
         del gradients
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=False)
         meter = PeakMemory(device)
         start = time.perf_counter()
         with meter:
-            loss = float(step.run())
+            loss = step.forward()
+            loss.backward()
         seconds = time.perf_counter() - start
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
@@ -99,12 +100,12 @@ def measure_here(spec: Mapping[str, Any], seed: int) -> dict[str, Any]:
     states = [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
     return {
         "status": "finished",
-        "activation_bytes": max(0, meter.bytes - gradient_bytes),
+        "activation_bytes": meter.bytes,
         "parameter_bytes": sum(parameter.nbytes for parameter in step.model.parameters()),
         "gradient_bytes": gradient_bytes,
         "optimizer_bytes": sum(state.nbytes for state in states),
         "seconds": seconds,
-        "loss": loss,
+        "loss": float(loss),
         **step.gradient_summary(),
         **describe_device(device),
     }
@@ -115,7 +116,7 @@ def main() -> None:
     job = json.load(sys.stdin)
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")  # where memory runs out, this process goes, not its parent
-    torch.set_num_threads(job["threads"])
+    torch.set_num_threads(1)  # the workspaces of more threads are no activations
     print(json.dumps(measure_here(job["spec"], job["seed"])))
 
 

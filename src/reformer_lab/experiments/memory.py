@@ -63,20 +63,20 @@ class Setting:
     """What was cut against the paper."""
 
 
-_BASE = ReformerConfig(d_model=128, d_ff=512, num_layers=2, num_heads=4, d_head=32, num_hashes=1, positions="none",
+_BASE = ReformerConfig(d_model=64, d_ff=256, num_layers=2, num_heads=2, d_head=32, num_hashes=1, positions="none",
                        loss_chunk_length=1024)
 _LARGE = _BASE.replace(d_model=512, d_ff=2048, num_heads=8, d_head=64, num_hashes=4)
 
 SETTINGS: dict[Scale, Setting] = {
-    "smoke": Setting(model=_BASE, depths=(2, 4), depth_length=512, lengths=(512, 1024), chunks=(None, 64), d_ff=1024,
+    "smoke": Setting(model=_BASE, depths=(2, 4), depth_length=512, lengths=(512, 1024), chunks=(None, 64), d_ff=8192,
                      device="cpu", cuts="Everything: up to 1,024 tokens of a toy model."),
-    "quick": Setting(model=_BASE, depths=(2, 4, 8), depth_length=2048, lengths=(4096, 8192, 16_384),
+    "quick": Setting(model=_BASE, depths=(2, 4, 8), depth_length=4096, lengths=(4096, 8192, 16_384),
                      chunks=(None, 512, 128), d_ff=4096, device="cpu",
-                     cuts="d_model 128, up to 8 layers and 16,384 tokens, on a CPU."),
+                     cuts="d_model 64, up to 8 layers and 16,384 tokens, on a CPU."),
     "small": Setting(model=_BASE.replace(num_hashes=4), depths=(2, 4, 8, 16), depth_length=8192,
                      lengths=(4096, 8192, 16_384, 32_768, 65_536), chunks=(None, 2048, 512, 128), d_ff=4096, device="cpu",
-                     cuts="d_model 128, on a CPU."),
-    "gpu": Setting(model=_LARGE, depths=(2, 4, 8, 16), depth_length=16_384, lengths=(8192, 16_384, 32_768, 65_536),
+                     cuts="d_model 64, on a CPU."),
+    "gpu": Setting(model=_LARGE, depths=(2, 4, 8, 16), depth_length=32_768, lengths=(8192, 16_384, 32_768, 65_536),
                    chunks=(None, 4096, 1024, 256), d_ff=8192, device="auto", half_million=True,
                    cuts="Nothing: the paper gives complexities, no numbers."),
     "paper": Setting(model=_LARGE.replace(d_model=1024, d_ff=4096, d_head=128), depths=(3, 6, 12, 20), depth_length=65_536,
