@@ -25,8 +25,8 @@ from reformer_lab.ops.softmax import accumulation_dtype, unit_length
 # Scores of one tile: they should stay in the cache of a CPU core, and fill a GPU.
 TILE_SCORES = {"cpu": 1 << 18}
 TILE_SCORES_ELSEWHERE = 1 << 26
-# Codes of positions that see nothing and of keys that nobody sees: further from every real code than a window is wide.
-BLIND_CODE, INVISIBLE_CODE = -(2**60), 2**60
+# Codes of positions are kept in 32 bits where they stay below this.
+CODE_LIMIT = 2**29
 
 
 def attend(
@@ -131,6 +131,11 @@ def _inverse(total: Tensor) -> Tensor:
     return total.masked_fill(nothing, 1.0).reciprocal().masked_fill(nothing, 0.0)
 
 
+def _as_int32(codes: Tensor) -> Tensor:
+    """Return the codes in half the memory, where they fit and asking costs no synchronisation."""
+    return codes.int() if codes.device.type == "cpu" and int(codes.amax()) < CODE_LIMIT else codes
+
+
 def _unit_length_backward(x: Tensor, d_unit: Tensor) -> Tensor:
     """Return the gradient of x from that of x / |x|."""
     squared = x.square().sum(-1, keepdim=True)
@@ -190,16 +195,19 @@ class _Layout:
 
     def _codes(self) -> Tensor:
         """Return for each round a number of each position such that i sees j, apart from causality and padding, if and only
-        if -chunks_after <= code_i - code_j <= chunks_before."""
+        if -chunks_after <= code_i - code_j <= chunks_before. Those of padding mean nothing."""
         options = self.options
+        buckets_NRL = self.buckets_NRL
+        if self.padding_NL is not None:
+            buckets_NRL = buckets_NRL.masked_fill(self.padding_NL[:, None], 0)
         if options.coverage == "bucket":
-            return self.buckets_NRL
+            return _as_int32(buckets_NRL)
         place = torch.arange(self.length, device=self.device) // options.chunk_length
         chunk = torch.empty_like(self.order_NRL).scatter_(-1, self.order_NRL, place.expand_as(self.order_NRL))
         if options.cross_bucket:
-            return chunk
+            return _as_int32(chunk)
         apart = self.chunks + options.chunks_before + options.chunks_after
-        return self.buckets_NRL * apart + chunk
+        return _as_int32(buckets_NRL * apart + chunk)
 
     def alone(self, total: Tensor) -> Tensor:
         """Return (N * L,): the tokens that see nothing but themselves."""
@@ -235,17 +243,23 @@ class _Layout:
         """Return the codes (N * C, M) as query and as key in the order of `hash_round`: its own and, where duplicates are
         corrected, those of the rounds before it."""
         first = 0 if self.options.correct_duplicates else hash_round
+        # Further from every real code than a window is wide: positions that see nothing, keys that nobody sees.
+        invisible = self._invisible_code()
+        blind = -invisible
         result = []
         for other in range(hash_round, first - 1, -1):
             code = self.codes_NRL[:, other].gather(-1, order_NL)
             as_query = as_key = code
             if self.padding_NL is not None:
                 padded = self.padding_NL.gather(-1, order_NL)
-                as_query, as_key = code.masked_fill(padded, BLIND_CODE), code.masked_fill(padded, INVISIBLE_CODE)
-            as_query = torch.nn.functional.pad(as_query, (0, fill), value=BLIND_CODE)
-            as_key = torch.nn.functional.pad(as_key, (0, fill), value=INVISIBLE_CODE)
+                as_query, as_key = code.masked_fill(padded, blind), code.masked_fill(padded, invisible)
+            as_query = torch.nn.functional.pad(as_query, (0, fill), value=blind)
+            as_key = torch.nn.functional.pad(as_key, (0, fill), value=invisible)
             result.append((as_query.view(-1, self.options.chunk_length), as_key.view(-1, self.options.chunk_length)))
         return result
+
+    def _invisible_code(self) -> int:
+        return torch.iinfo(self.codes_NRL.dtype).max // 2
 
     def _windows(self, hash_round: int, order_NL: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield pairs (query chunks (n,), their windows (n, W)) as indices into N * C chunks; -1: no chunk there."""
@@ -281,19 +295,22 @@ class _Layout:
         self, position: Tensor, codes: list[tuple[Tensor, Tensor]], query_chunks: Tensor, window_chunks: Tensor
     ) -> "_Tile":
         options = self.options
+        offsets = range(1) if options.coverage == "bucket" else range(-options.chunks_after, options.chunks_before + 1)
+        invisible = self._invisible_code()
         there = window_chunks >= 0
         # In the place of what is not there, unseen: rows of the same sequence. Another one's NaN must not come in.
         window_chunks = torch.where(there, window_chunks, query_chunks[:, None])
         query_at = position[query_chunks]
         key_at = position[window_chunks].flatten(1)
-        visible = key_at[:, None, :] < query_at[:, :, None] if options.causal else key_at[:, None, :] != query_at[:, :, None]
-        before, after = (0, 0) if options.coverage == "bucket" else (options.chunks_before, options.chunks_after)
+        hidden = key_at[:, None, :] >= query_at[:, :, None] if options.causal else key_at[:, None, :] == query_at[:, :, None]
         for which, (as_query, as_key) in enumerate(codes):
-            key_code = as_key[window_chunks].masked_fill(~there[..., None], INVISIBLE_CODE).flatten(1)
-            back = as_query[query_chunks][:, :, None] - key_code[:, None, :]
-            found = (back <= before) & (back >= -after) if before or after else back == 0
+            query_code = as_query[query_chunks][:, :, None]
+            key_code = as_key[window_chunks].masked_fill(~there[..., None], invisible).flatten(1)[:, None, :]
+            found = torch.zeros_like(hidden)
+            for offset in offsets:
+                found |= query_code - offset == key_code
             # The first codes are the round's own; a pair that an earlier round found is that round's.
-            visible = visible & found if which == 0 else visible & ~found
+            hidden |= ~found if which == 0 else found
 
         sequence = torch.div(query_chunks, self.chunks, rounding_mode="floor")[:, None]
         keep = None
@@ -305,7 +322,7 @@ class _Layout:
             )
         start = sequence * self.length
         return _Tile(
-            visible,
+            hidden,
             keep,
             query_source=start + query_at.clamp(min=0),
             query_rows=torch.where(query_at >= 0, start + query_at, self.rows),
@@ -319,8 +336,8 @@ class _Layout:
 class _Tile:
     """T query chunks with their windows: which rows they are, and who sees whom."""
 
-    visible: Tensor
-    """(T, M, W * M) bool."""
+    hidden: Tensor
+    """(T, M, W * M) bool: pairs that do not count here."""
     keep: Tensor | None
     """(T, M, W * M): dropout's factors."""
     query_source: Tensor
@@ -349,7 +366,7 @@ class _Tile:
     def scores(self, q: Tensor, k: Tensor) -> Tensor:
         """Return the logits (T, M, W * M), -inf where a query does not see a key."""
         scores = self.queries(q) @ self.window(k).transpose(1, 2)
-        return scores.masked_fill_(~self.visible, -math.inf)
+        return scores.masked_fill_(self.hidden, -math.inf)
 
     def add_to_queries(self, x: Tensor, addend: Tensor) -> None:
         """Add (T, M, D) to the queries' rows of x (N * L + 1, D)."""
