@@ -298,8 +298,7 @@ class _Layout:
         offsets = range(1) if options.coverage == "bucket" else range(-options.chunks_after, options.chunks_before + 1)
         invisible = self._invisible_code()
         there = window_chunks >= 0
-        # In the place of what is not there, unseen: rows of the same sequence. Another one's NaN must not come in.
-        window_chunks = torch.where(there, window_chunks, query_chunks[:, None])
+        window_chunks = window_chunks.clamp(min=0)
         query_at = position[query_chunks]
         key_at = position[window_chunks].flatten(1)
         hidden = key_at[:, None, :] >= query_at[:, :, None] if options.causal else key_at[:, None, :] == query_at[:, :, None]
@@ -320,6 +319,7 @@ class _Layout:
                     options.dropout_seed, sequence[..., None], query_at[:, :, None], key_at[:, None, :], options.dropout_p
                 )
             )
+        # What is not there is read, unseen, from the same sequence: another one's NaN must not come in.
         start = sequence * self.length
         return _Tile(
             hidden,
