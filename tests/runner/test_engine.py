@@ -59,8 +59,8 @@ def lines(log: Path, what: str) -> list[dict[str, Any]]:
     return [line for line in found if line["what"] == what]
 
 
-def run(wanted: Plan, output: Path, workers: int = 2) -> SuiteOutcome:
-    return run_suite(wanted, output, workers=workers, command="a test")
+def run(wanted: Plan, output: Path, command: str = "a test") -> SuiteOutcome:
+    return run_suite(wanted, output, workers=2, command=command)
 
 
 def test_trainings_side_by_side_and_measurements_alone(log: Path, tmp_path: Path) -> None:
@@ -113,9 +113,12 @@ def test_an_arm_of_two_experiments_runs_once_and_a_finished_one_never_again(log:
 def test_a_second_call_adds_experiments_to_the_suite(log: Path, tmp_path: Path) -> None:
     run(plan(training(0)), tmp_path / "suite")
     first = read_suite(tmp_path / "suite")
-    run(plan(training(1), name="another"), tmp_path / "suite")
+    run(plan(training(1), name="another"), tmp_path / "suite", command="a larger test")
     second = read_suite(tmp_path / "suite")
     assert second.experiments == ("invented", "another")
+    assert second.command == "a larger test"
+    run(plan(training(0)), tmp_path / "suite", command="a part of it")
+    assert read_suite(tmp_path / "suite").command == "a larger test"
     assert second.started == first.started
     assert second.seconds is not None
     assert first.seconds is not None

@@ -20,14 +20,13 @@ from reformer_lab.experiments.ladder import (
     setting_of,
 )
 from reformer_lab.experiments.ladder import REVERSIBLE as REVERSIBLE_MODEL
-from reformer_lab.experiments.shared_qk import SEPARATE_NAME
 from reformer_lab.reporting.section import Figure, Section
 
-REGULAR, REVERSIBLE, STORED = SEPARATE_NAME, "reversible", "two streams, stored"
+REGULAR, REVERSIBLE, STORED = "regular", "reversible", "two streams, stored"
 
 
 def arms(scale: Scale) -> tuple[Arm, ...]:
-    """Return the regular Transformer (shared with shared_qk), the reversible one, and its twin that stores."""
+    """Return the regular Transformer (one run with that of shared_qk), the reversible one, and its twin that stores."""
     return (
         *language_model_arms(scale, REGULAR, TRANSFORMER),
         *language_model_arms(scale, REVERSIBLE, REVERSIBLE_MODEL),
@@ -52,7 +51,7 @@ def show(results: ExperimentResults) -> Section:
                     "per byte: the gradients are the same up to rounding, which training amplifies.")
     ours, theirs = mean_of(results, REVERSIBLE, "parameters"), mean_of(results, REGULAR, "parameters")
     if ours and theirs:
-        text.append(f"The reversible model has {ours.value / theirs.value - 1:+.1%} parameters: its last norm and its output "
+        text.append(f"The reversible model has {100 * (ours.value / theirs.value - 1):.1f} % more parameters: its last norm and its output "
                     "layer read both streams.")
     return Section(
         text=tuple(text),

@@ -1,7 +1,7 @@
 """Runs a suite: every arm once, trainings side by side, measurements alone; the same call goes on where it was.
 
     <output>/suite.json               what was set out to run
-    <output>/runs/<arm id>/           run folder of the arm, with its checkpoints until it is finished
+    <output>/runs/<arm id>/           run folder of the arm: checkpoints, metrics, model
     <output>/results/<arm id>.jsonl   written when the arm has ended, well or not
     <output>/logs/<arm id>.*          the worker's job and standard error
 
@@ -52,6 +52,8 @@ def run_suite(plan: Plan, output: Path, *, workers: int | None = None, command: 
     with _only_one(output):
         environment = _environment()
         arms = {**(before.arms if before else {}), **plan.entries}
+        if before and set(plan.entries) <= set(before.arms):
+            command = before.command  # a call for a part must not pass for the command of the whole
         suite = Suite(scale=plan.scale, started=before.started if before else _now(), command=command, arms=arms,
                       environment=environment, seconds=None)
         suite.write(output)
