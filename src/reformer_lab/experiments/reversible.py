@@ -51,8 +51,9 @@ def show(results: ExperimentResults) -> Section:
                     "per byte: the gradients are the same up to rounding, which training amplifies.")
     ours, theirs = mean_of(results, REVERSIBLE, "parameters"), mean_of(results, REGULAR, "parameters")
     if ours and theirs:
-        text.append(f"The reversible model has {100 * (ours.value / theirs.value - 1):.1f} % more parameters: its last norm and its output "
-                    "layer read both streams.")
+        more = 100 * (ours.value / theirs.value - 1)
+        text.append(f"The reversible model has {more:.1f} % more parameters: its last norm and its output layer read both "
+                    "streams.")
     return Section(
         text=tuple(text),
         figures=(Figure(title="Reversible and regular Transformer", x_label="step", y_label="validation bits per byte",
