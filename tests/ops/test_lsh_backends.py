@@ -69,7 +69,7 @@ def test_grid(padding: str, causal: bool, corrected: bool, kind: str) -> None:
 
 @settings(max_examples=60)
 @given(
-    batch=st.integers(1, 2), heads=st.integers(1, 2), length=st.integers(1, 150), rounds=st.integers(1, 8),
+    batch=st.integers(1, 2), heads=st.integers(1, 2), length=st.integers(1, 300), rounds=st.integers(1, 8),
     num_buckets=st.sampled_from([2, 6, 16, (2, 2), (4, 6), (2, 2, 4), None]), chunk_length=st.integers(1, 40),
     window=st.sampled_from(WINDOWS), causal=st.booleans(), kind=st.sampled_from(["chunk", "cross", "bucket"]),
     padding=st.sampled_from(["none", "right", "left", "random", "row"]), corrected=st.booleans(),

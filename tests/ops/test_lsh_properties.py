@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from reformer_lab.errors import UserError
 from reformer_lab.ops import draw_rotations, lsh_attention
-from reformer_lab.ops.lsh_attention import PRESETS
+from reformer_lab.ops.lsh_attention import PRESETS, chunked
 
 BACKENDS = ("reference", "torch")
 KINDS: dict[str, dict[str, Any]] = {
@@ -195,23 +195,30 @@ def test_dropout_keeps_the_mean_and_is_one_mask_for_all_rounds(p: float) -> None
     torch.testing.assert_close(output[seen], expected, rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("padded", [False, True], ids=["no-padding", "padding"])
-def test_memory_is_linear_in_the_length(padded: bool) -> None:
-    """Nothing of the size length x length is ever allocated."""
-    saved = {}
+def test_memory_is_linear_in_the_length_and_holds_one_tile(
+    padded: bool, kind: str, saved_bytes: Any, peak_bytes: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of the size length x length is ever allocated, nor the scores of a whole round."""
+    monkeypatch.setattr(chunked, "TILE_SCORES", {"cpu": 1 << 12})
+    saved, peak = {}, {}
     for length in (256, 1024):
-        qk = vectors(1, 1, length, 8, seed=1).requires_grad_()
+        qk = vectors(1, 1, length, 4, seed=1).requires_grad_()
         mask = padding_mask("right", 1, length) if padded else None
-        sizes: list[int] = []
+        buckets = torch.arange(length).view(1, 1, 1, length) // 32
 
-        def pack(x: torch.Tensor, sizes: list[int] = sizes) -> torch.Tensor:
-            sizes.append(x.nbytes)
-            return x
+        def call(qk: torch.Tensor = qk, mask: Any = mask, buckets: torch.Tensor = buckets) -> torch.Tensor:
+            return lsh_attention(
+                qk, qk, num_hashes=1, num_buckets=64, chunk_length=64, key_padding_mask=mask, buckets=buckets, backend="torch",
+                **KINDS[kind],
+            ).output.sum()  # fmt: skip
 
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-            lsh_attention(qk, qk, chunk_length=16, num_buckets=16, key_padding_mask=mask, backend="torch")
-        saved[length] = sum(sizes)
-    assert saved[1024] == 4 * saved[256]
+        saved[length], peak[length] = saved_bytes(call), peak_bytes(lambda call=call: call().backward())
+    assert saved[1024] <= 4 * saved[256]
+    assert peak[1024] < 4.1 * peak[256]
+    scores_of_a_round = 1024 * 128 * 8
+    assert peak[1024] < scores_of_a_round
 
 
 @pytest.mark.parametrize("preset", PRESETS)

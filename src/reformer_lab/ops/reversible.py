@@ -63,14 +63,12 @@ class _ReversibleStack(torch.autograd.Function):
             "device_type": device_type,
             "enabled": torch.is_autocast_enabled(device_type),
             "dtype": torch.get_autocast_dtype(device_type),
-            # Autograd is off inside a function's forward: a cast weight that is cached here would cut off the gradient of
-            # whoever uses the weight next under the same autocast.
+            # Autograd is off inside a function's forward: a cast weight that torch caches here would, in versions without
+            # pytorch#165068, cut off the gradient of whoever uses the weight next under the same autocast.
             "cache_enabled": False,
         }
         with torch.autocast(**ctx.autocast):
             y1, y2 = stored_stack(x1, x2, layers, draws)
-        if y1 is x1:  # no layer: an input must not be saved as an output
-            y1, y2 = x1.clone(), x2.clone()
         ctx.save_for_backward(y1, y2)
         ctx.layers, ctx.draws, ctx.parameters = layers, draws, parameters
         return y1, y2
