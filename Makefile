@@ -5,8 +5,8 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-OUTPUT ?= reproduction
 SCALE ?= quick
+OUTPUT ?= reproduction/$(SCALE)
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 

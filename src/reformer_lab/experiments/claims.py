@@ -75,7 +75,6 @@ C9 = Claim(
     source="section 5, figure 5 left",
     paper="bits per byte fall from 3 to 20 layers (figure only)",
     reproduction_2021="no number published",
-    not_run="needs a GPU: declared at the scales gpu and paper",
 )
 C10 = Claim(
     id="C10",
