@@ -1,0 +1,73 @@
+"""The package as a whole: every module loads, imports point one way, what only declares does not need torch."""
+
+import ast
+import importlib
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import reformer_lab
+
+ROOT = Path(reformer_lab.__file__).parent
+MODULES = sorted(
+    module.name for module in pkgutil.walk_packages([str(ROOT)], "reformer_lab.") if not module.name.endswith("__main__")
+)
+MAY_IMPORT = {
+    "ops": {"ops"},
+    "layers": {"ops", "layers"},
+    "models": {"ops", "layers", "models"},
+    "data": {"data"},
+    "evaluation": {"ops", "layers", "models", "data", "training", "evaluation"},
+    "training": {"ops", "layers", "models", "data", "training", "evaluation"},
+    "reporting": {"reporting", "experiments"},
+    "experiments": {"models", "data", "training", "reporting", "experiments"},
+    "benchmarks": {"ops", "layers", "models", "benchmarks"},
+    "runner": {"models", "data", "training", "evaluation", "benchmarks", "reporting", "experiments", "runner"},
+}
+"""Folders that a folder may import from, beside errors and seeds; the command line may import all."""
+TORCH_FREE = (
+    "reformer_lab", "reformer_lab.cli.main", "reformer_lab.cli.list", "reformer_lab.models.config",
+    "reformer_lab.models.presets", "reformer_lab.data.config", "reformer_lab.training.config",
+    "reformer_lab.experiments.registry", "reformer_lab.reporting.records", "reformer_lab.reporting.page",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_module_loads(name: str) -> None:
+    importlib.import_module(name)
+
+
+def imported_folders(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    return {name.split(".")[1] for name in names if name.startswith("reformer_lab.")} - {"errors", "seeds"}
+
+
+@pytest.mark.parametrize("folder", MAY_IMPORT)
+def test_imports_point_one_way(folder: str) -> None:
+    for path in (ROOT / folder).rglob("*.py"):
+        assert imported_folders(path) <= MAY_IMPORT[folder], path
+
+
+@pytest.mark.parametrize("folder", ["ops", "layers"])
+def test_the_parts_need_torch_alone(folder: str) -> None:
+    allowed = {"torch", "reformer_lab"} | set(sys.stdlib_module_names)
+    for path in (ROOT / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                assert {alias.name.split(".")[0] for alias in node.names} <= allowed, path
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                assert node.module.split(".")[0] in allowed, path
+
+
+@pytest.mark.parametrize("name", TORCH_FREE)
+def test_what_only_declares_does_not_load_torch(name: str) -> None:
+    code = f"import sys, {name}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
