@@ -286,6 +286,8 @@ class TestInitialisation:
         (r"\(0, 5\)", {"tokens": torch.zeros(0, 5, dtype=torch.long)}),
         (r"\(2, 41\).*max_length=40", {"tokens": torch.zeros(2, 41, dtype=torch.long)}),
         (r"\(5,\)", {"tokens": torch.zeros(5, dtype=torch.long)}),
+        (r"token 999 is not in 0\.\.", {"tokens": torch.tensor([[1, 999]])}),
+        (r"token -1 is not in 0\.\.", {"tokens": torch.tensor([[-1, 1]])}),
         (r"targets of shape \(2, 4\)", {"targets": torch.zeros(2, 4, dtype=torch.long)}),
         (r"key_padding_mask of shape \(2, 6\)", {"key_padding_mask": torch.zeros(2, 6, dtype=torch.bool)}),
     ],

@@ -1,15 +1,25 @@
 """`reformer-lab report`: the report of a suite's results, written again."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from reformer_lab.errors import UserError
+
+if TYPE_CHECKING:
+    from reformer_lab.reporting.verdicts import ClaimRow
 
 HELP = """\
 Write the report of what `reproduce` left in a folder: DIR/report/index.html and REPRODUCTION.md beside it. Half-finished
 results will do; the report says what is missing.
 
-example:
+examples:
   reformer-lab report reproduction/quick
+  reformer-lab report results/quick --readme README.md
 """
+README_MARKS = "<!-- claims:begin -->\n", "<!-- claims:end -->"
+"""Between these lines of a Markdown file stands its table of claims."""
 
 
 def main(argv: list[str]) -> int:
@@ -17,13 +27,33 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="reformer-lab report", description=HELP,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, metavar="DIR", help="what was given to `reproduce` as --output")
+    parser.add_argument("--readme", type=Path, metavar="FILE",
+                        help="write the table of claims into this Markdown file too, between its lines "
+                        "<!-- claims:begin --> and <!-- claims:end -->")
     arguments = parser.parse_args(argv)
-    print_report(arguments.folder)
+    rows = print_report(arguments.folder)
+    if arguments.readme is not None:
+        update_readme(arguments.readme, rows)
+        print(f"table of claims: {arguments.readme}")
     return 0
 
 
-def print_report(folder: Path) -> None:
-    """Write the report of a suite's folder; print the table of verdicts and the page's path."""
+def update_readme(path: Path, rows: "Sequence[ClaimRow]") -> None:
+    """Replace the table of claims in a Markdown file. A UserError names a file without a place for it."""
+    from reformer_lab.reporting.records import write_atomically
+    from reformer_lab.reporting.verdicts import one_line_table_markdown
+
+    begin, end = README_MARKS
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    before, found, rest = text.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not (found and closed):
+        raise UserError(f"{path} has no lines {begin.strip()} and {end}: add them where the table should stand")
+    write_atomically(path, before + begin + one_line_table_markdown(rows) + end + after)
+
+
+def print_report(folder: Path) -> "list[ClaimRow]":
+    """Write the report of a suite's folder; print the table of verdicts and the page's path. Return the rows."""
     from reformer_lab.experiments.registry import EXPERIMENTS
     from reformer_lab.reporting.console import print_verdicts
     from reformer_lab.reporting.page import write_report
@@ -33,5 +63,7 @@ def print_report(folder: Path) -> None:
     experiments = list(EXPERIMENTS.values())
     suite, records = read_suite(folder), read_results(folder)
     page = write_report(folder, suite, experiments, records)
-    print_verdicts(verdict_rows(experiments, suite_results(experiments, suite, records)))
+    rows = list(verdict_rows(experiments, suite_results(experiments, suite, records)))
+    print_verdicts(rows)
     print(f"report: {page}")
+    return rows

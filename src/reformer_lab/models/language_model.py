@@ -38,7 +38,7 @@ class ReformerLM(nn.Module):
     """Language model or bidirectional encoder with an output layer, as `config` says.
 
     The parameters' initial values follow from `seed` and their names; neither construction nor a forward pass touches the
-    global random state.
+    global random state. `seed` None: parameters have shapes but no values (torch's meta device).
 
     >>> from reformer_lab.models.presets import get_preset
     >>> model = ReformerLM(get_preset("cpu_tiny"))
@@ -46,7 +46,7 @@ class ReformerLM(nn.Module):
     torch.Size([2, 50, 258])
     """
 
-    def __init__(self, config: ReformerConfig, seed: int = 0):
+    def __init__(self, config: ReformerConfig, seed: int | None = 0):
         super().__init__()
         self.config = config
         with torch.device("meta"):  # values come from `initialize`, never from the global generator
@@ -60,9 +60,10 @@ class ReformerLM(nn.Module):
             width = config.residual_streams * config.d_model
             self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
             self.head = None if config.tie_embeddings else nn.Linear(width, config.vocab_size)
-        self.to_empty(device="cpu")
-        initialize(self, seed)
         self._calls = 0
+        if seed is not None:
+            self.to_empty(device="cpu")
+            initialize(self, seed)
 
     def forward(
         self,
@@ -115,7 +116,7 @@ class ReformerLM(nn.Module):
 
         A UserError names the parameter that the changed model would need otherwise.
         """
-        other = ReformerLM(self.config.replace(**changes))
+        other = ReformerLM(self.config.replace(**changes), seed=None)
         ours = dict(self.named_parameters())
         theirs = dict(other.named_parameters())
         for name in sorted(ours.keys() ^ theirs.keys()):
@@ -157,9 +158,9 @@ class ReformerLM(nn.Module):
             raise UserError(f"{folder} holds a damaged model ({error}): save it again") from None
         if not isinstance(fields, dict):
             raise UserError(f"{folder / CONFIG_FILE} must hold a JSON object: save the model again")
-        model = cls(ReformerConfig.from_dict(fields))
+        model = cls(ReformerConfig.from_dict(fields), seed=None)
         try:
-            model.load_state_dict(weights)
+            model.load_state_dict(weights, assign=True)
         except RuntimeError as error:
             raise UserError(f"{folder / WEIGHTS_FILE} does not fit {folder / CONFIG_FILE}: {error}") from None
         return model
@@ -188,6 +189,12 @@ class ReformerLM(nn.Module):
         for name, other in (("targets", targets), ("key_padding_mask", key_padding_mask)):
             if other is not None and other.shape != tokens.shape:
                 raise UserError(f"{name} of shape {tuple(other.shape)}: expected that of tokens, {tuple(tokens.shape)}")
+        if tokens.device.type == "cpu":  # elsewhere asking would wait for the device
+            read = tokens if key_padding_mask is None else tokens.masked_fill(key_padding_mask, START_TOKEN)
+            least, most = int(read.min()), int(read.max())
+            if least < 0 or most >= self.config.vocab_size:
+                wrong = least if least < 0 else most
+                raise UserError(f"token {wrong} is not in 0..{self.config.vocab_size - 1}: raise vocab_size or mend the data")
 
 
 def _positions(config: ReformerConfig) -> nn.Module | None:
