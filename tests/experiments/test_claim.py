@@ -146,3 +146,16 @@ def test_an_experiment_outside_the_suite_says_so() -> None:
     assert "no part of this suite" in experiment(lambda results: ()).verdicts(results([]))[0].summary
     elsewhere = experiment(lambda results: (), arms=lambda scale: ())
     assert elsewhere.verdicts(results([]))[0].summary == "no runs at the scale quick"
+
+
+@pytest.mark.parametrize(("outcome", "expected"), [("supported", "inconclusive"), ("contradicted", "contradicted")])
+@pytest.mark.parametrize("lost", ["failed", "missing"])
+def test_a_claim_is_not_supported_while_seeds_of_an_arm_are_lost(outcome: str, expected: str, lost: str) -> None:
+    arms = [arm("a", seed) for seed in range(3)]
+    records = [record(arms[0]), record(arms[1]), *([record(arms[2], "failed")] if lost == "failed" else [])]
+    verdict = Verdict(claim="C4", experiment="x", outcome=outcome, summary="so", scale="quick", n=2)
+    judged = experiment(lambda results: (verdict,)).verdicts(results(arms, *records))
+    assert judged[0].outcome == expected
+    assert judged[0].summary == "so; seeds failed or missing: a"
+    whole = experiment(lambda results: (verdict,)).verdicts(results(arms, *(record(one) for one in arms)))
+    assert whole[0] == verdict

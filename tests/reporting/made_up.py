@@ -7,7 +7,7 @@ from reformer_lab.experiments.claim import Arm, Experiment, ExperimentResults, M
 from reformer_lab.experiments.claims import C1, C4, C5, C6, C7, C8, C9
 from reformer_lab.reporting.records import MissingResult, Suite, write_record
 from reformer_lab.reporting.section import Figure, Level, Section, Series, Table
-from reformer_lab.reporting.statistics import difference_interval, mean_interval
+from reformer_lab.reporting.statistics import mean_interval
 
 ENVIRONMENT = {
     "reformer_lab": "0.1.0", "commit": "made-up", "python": "3.11.0", "packages": {"torch": "2.13.0", "numpy": "2.4.6"},
@@ -85,7 +85,7 @@ def _show_table(results: ExperimentResults) -> Section:
 
 def _judge_reversible(results: ExperimentResults) -> tuple[Verdict, ...]:
     sides = [results.values(name, "evaluations", "own", "bits") for name in ("reversible", "regular")]
-    gap = difference_interval(*sides)
+    gap = mean_interval([ours - theirs for ours, theirs in zip(*sides, strict=False)])
     return (
         Verdict(claim="C5", experiment="reversible", outcome="inconclusive", scale=results.scale, value=gap.value,
                 low=gap.low, high=gap.high, unit="bits per byte", n=gap.n,

@@ -88,7 +88,7 @@ def test_the_head_says_what_where_and_when(whole: Path) -> None:
 
 def test_a_verdict_comes_with_number_interval_seeds_and_command(whole: Path) -> None:
     page = words(whole / "index.html")
-    assert re.search(r"99\.5 % \[99\.1, 99\.9\] n = 3", page)
+    assert re.search(r"99\.5 % \[98\.51, 100\.5\] n = 3", page)
     assert re.search(r"n = 1, indicative", page)
     assert "reformer-lab reproduce --scale quick --only table2" in page
     assert "✓ supported" in page
@@ -264,3 +264,11 @@ def test_reading_results_needs_no_torch() -> None:
 
 def test_suite_is_what_the_report_reads(whole: Path) -> None:
     assert read_suite(whole.parent).experiments == tuple(one.name for one in EXPERIMENTS)
+
+
+def test_runs_of_other_settings_than_declared_are_called_so(tmp_path: Path, whole: Path) -> None:
+    assert "made with other settings" not in (whole / "index.html").read_text(encoding="utf-8")
+    write_suite(tmp_path)
+    changed = [replace(EXPERIMENTS[0], arms=EXPERIMENTS[1].arms), *EXPERIMENTS[1:]]
+    page = report_folder(tmp_path, changed).read_text(encoding="utf-8")
+    assert page.count("made with other settings") == 1

@@ -8,14 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reformer_lab.reporting.statistics import (
-    Estimate,
-    difference_interval,
-    mean_interval,
-    non_inferior,
-    slope,
-    trend,
-)
+from reformer_lab.reporting.statistics import Estimate, mean_interval, slope
 
 numbers = st.floats(-1e3, 1e3, allow_nan=False)
 
@@ -37,20 +30,28 @@ def test_interval_of_many_normal_values_is_the_textbook_one() -> None:
     assert estimate.high == pytest.approx(values.mean() + half_width, abs=0.15 * half_width)
 
 
-def test_interval_of_two_values_is_the_two_values() -> None:
-    """A quarter of the resamples repeat the one, a quarter the other."""
-    estimate = mean_interval([1.0, 3.0])
-    assert (estimate.low, estimate.value, estimate.high, estimate.n) == (1.0, 2.0, 3.0, 2)
+def test_interval_of_three_values_is_students() -> None:
+    estimate = mean_interval([1.0, 2.0, 3.0])
+    assert (estimate.value, estimate.n) == (2.0, 3)
+    assert estimate.low == pytest.approx(2 - 4.303 / math.sqrt(3))
+    assert estimate.high == pytest.approx(2 + 4.303 / math.sqrt(3))
 
 
-def test_a_higher_confidence_widens_the_interval() -> None:
-    values = [1.0, 2.0, 4.0, 7.0, 11.0]
-    wide, narrow = mean_interval(values), mean_interval(values, confidence=0.5)
-    assert wide.low < narrow.low < narrow.high < wide.high  # type: ignore[operator]
+@pytest.mark.parametrize("n", [2, 3, 5, 9, 12])
+def test_the_interval_of_a_few_values_holds_the_truth_as_often_as_it_says(n: int) -> None:
+    rng = np.random.default_rng(n)
+    trials = 200
+    held = 0
+    for _ in range(trials):
+        estimate = mean_interval(rng.normal(size=n).tolist())
+        assert estimate.low is not None
+        assert estimate.high is not None
+        held += estimate.low <= 0 <= estimate.high
+    assert held >= 0.88 * trials
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.lists(numbers, min_size=2, max_size=8))
+@given(st.lists(numbers, min_size=10, max_size=12))
 def test_interval_holds_the_mean_lies_within_the_values_and_repeats(values: list[float]) -> None:
     estimate = mean_interval(values)
     assert estimate.low is not None
@@ -72,70 +73,6 @@ def test_the_global_generators_are_left_alone() -> None:
 def test_values_that_no_mean_has_are_refused(bad: list[float]) -> None:
     with pytest.raises(ValueError, match="a statistic needs"):
         mean_interval(bad)
-
-
-def test_difference_is_value_minus_baseline() -> None:
-    estimate = difference_interval([3.0, 3.0, 3.0], [1.0, 1.0])
-    assert (estimate.value, estimate.low, estimate.high, estimate.n) == (2.0, 2.0, 2.0, 2)
-
-
-def test_difference_with_a_single_run_on_one_side_has_no_interval() -> None:
-    assert difference_interval([1.0, 2.0, 3.0], [1.0]) == Estimate(value=1.0, n=1)
-
-
-@settings(max_examples=25, deadline=None)
-@given(st.lists(numbers, min_size=2, max_size=5), st.lists(numbers, min_size=2, max_size=5))
-def test_difference_lies_between_the_extreme_differences(values: list[float], baseline: list[float]) -> None:
-    estimate = difference_interval(values, baseline)
-    assert estimate.low is not None
-    assert estimate.high is not None
-    assert min(values) - max(baseline) - 1e-9 <= estimate.low <= estimate.value
-    assert estimate.value <= estimate.high <= max(values) - min(baseline) + 1e-9
-
-
-@pytest.mark.parametrize(
-    ("values", "lower_is_better", "expected"),
-    [
-        ([2.00, 2.01, 2.02], True, True),
-        ([2.30, 2.31, 2.32], True, False),
-        ([1.90, 2.05, 2.30], True, None),
-        ([1.50, 1.51, 1.52], True, True),
-        ([1.50, 1.51, 1.52], False, False),
-        ([2.30, 2.31, 2.32], False, True),
-        ([2.04], True, True),
-        ([2.20], True, False),
-    ],
-    ids=["equal", "worse", "unsure", "better", "lower accuracy", "higher accuracy", "one seed", "one bad seed"],
-)
-def test_non_inferiority(values: list[float], lower_is_better: bool, expected: bool | None) -> None:
-    verdict, difference = non_inferior(values, [2.00, 2.01, 2.02], margin=0.1, lower_is_better=lower_is_better)
-    assert verdict is expected
-    assert difference.value == pytest.approx(sum(values) / len(values) - 2.01)
-
-
-@pytest.mark.parametrize(
-    ("y", "expected"),
-    [
-        ([1, 2, 3, 4], 1.0),
-        ([4, 3, 2, 1], -1.0),
-        ([1, 3, 2, 4], 4 / 6),
-        ([1, 1, 2, 2], 4 / math.sqrt(6 * 4)),
-        ([5, 5, 5, 5], 0.0),
-    ],
-    ids=["rising", "falling", "one swap", "ties", "constant"],
-)
-def test_trend_against_tau_b_by_hand(y: list[float], expected: float) -> None:
-    assert trend([1, 2, 4, 8], y) == pytest.approx(expected)
-
-
-@settings(max_examples=50)
-@given(st.lists(st.integers(-50, 50), min_size=2, max_size=8))
-def test_trend_is_bounded_odd_and_blind_to_monotone_changes(y: list[int]) -> None:
-    x = list(range(len(y)))
-    tau = trend(x, y)
-    assert -1.0 - 1e-12 <= tau <= 1.0 + 1e-12
-    assert trend(x, [-value for value in y]) == pytest.approx(-tau)
-    assert trend(x, [value**3 for value in y]) == pytest.approx(tau)
 
 
 def test_slope_of_a_line_is_exact_and_certain() -> None:
@@ -173,4 +110,4 @@ def test_slope_at_one_x_is_refused() -> None:
 
 def test_points_without_a_partner_are_refused() -> None:
     with pytest.raises(ValueError, match="differ in length"):
-        trend([1.0, 2.0], [1.0])
+        slope([1.0, 2.0], [1.0])

@@ -27,7 +27,7 @@ def test_every_claim_has_a_row_in_order(rows: list[ClaimRow]) -> None:
 def test_rows_carry_verdict_interval_seeds_and_command(rows: list[ClaimRow]) -> None:
     by_claim = {row.claim.id: row for row in rows}
     assert by_claim["C7"].verdict.outcome == "supported"
-    assert by_claim["C7"].interval == "99.5 % [99.1, 99.9]"
+    assert by_claim["C7"].interval == "99.5 % [98.51, 100.5]"
     assert by_claim["C7"].seeds == "n = 3"
     assert by_claim["C8"].seeds == "n = 1, indicative"
     assert by_claim["C7"].command == "reformer-lab reproduce --scale quick --only table2"

@@ -116,13 +116,25 @@ def test_a_second_call_adds_experiments_to_the_suite(log: Path, tmp_path: Path) 
     run(plan(training(1), name="another"), tmp_path / "suite", command="a larger test")
     second = read_suite(tmp_path / "suite")
     assert second.experiments == ("invented", "another")
-    assert second.command == "a larger test"
+    assert second.command == "a test; a larger test"
     run(plan(training(0)), tmp_path / "suite", command="a part of it")
-    assert read_suite(tmp_path / "suite").command == "a larger test"
+    assert read_suite(tmp_path / "suite").command == "a test; a larger test"
     assert second.started == first.started
     assert second.seconds is not None
     assert first.seconds is not None
     assert second.seconds > first.seconds
+
+
+def test_a_lost_suite_file_costs_no_finished_run(log: Path, tmp_path: Path) -> None:
+    wanted = plan(training(0))
+    run(wanted, tmp_path / "suite")
+    (tmp_path / "suite" / "suite.json").write_text("{", encoding="utf-8")
+    with pytest.raises(UserError, match="remove it"):
+        run(wanted, tmp_path / "suite")
+    (tmp_path / "suite" / "suite.json").unlink()
+    run(wanted, tmp_path / "suite")
+    assert len(lines(log, "started")) == 1
+    assert read_suite(tmp_path / "suite").scale == wanted.scale
 
 
 def test_failures_are_recorded_and_the_others_go_on(log: Path, tmp_path: Path) -> None:

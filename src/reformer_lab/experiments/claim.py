@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from reformer_lab.errors import UserError
@@ -255,12 +255,23 @@ class Experiment:
         except MissingResult as missing:
             found = ()
             reason = "; ".join(filter(None, (str(missing.args[0]), _what_is_missing(results))))
+        found = tuple(_without_lost_seeds(verdict, results) for verdict in found)
         judged = {verdict.claim for verdict in found}
         missing_verdicts = (claim for claim in self.claims if claim.id not in judged)
-        return found + tuple(self._not_run(claim, reason, results.scale) for claim in missing_verdicts)
+        return found + tuple(self._not_run(claim, claim.not_run or reason, results.scale) for claim in missing_verdicts)
 
     def _not_run(self, claim: Claim, reason: str, scale: str) -> Verdict:
         return Verdict(claim=claim.id, experiment=self.name, outcome="not run", summary=reason, scale=scale)
+
+
+def _without_lost_seeds(verdict: Verdict, results: ExperimentResults) -> Verdict:
+    """Return the verdict, which supports nothing while an arm lacks some of its seeds: the ones that diverge are the lost."""
+    lost = sorted({arm.name for arm in results.arms
+                   if results.of(arm.name) and not (arm.id in results.records and results.records[arm.id].finished)})
+    if not lost or verdict.outcome == "not run":
+        return verdict
+    outcome = "inconclusive" if verdict.outcome == "supported" else verdict.outcome
+    return replace(verdict, outcome=outcome, summary=f"{verdict.summary}; seeds failed or missing: {', '.join(lost)}")
 
 
 def _what_is_missing(results: ExperimentResults) -> str:

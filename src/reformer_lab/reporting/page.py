@@ -6,7 +6,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +122,11 @@ def _chapter(experiment: Experiment, suite: Suite, results: ExperimentResults, r
         drawings.append(Drawing(figure=figure, name=name, inline=inline, standalone=standalone_svg(inline)))
     runs = tuple(_run_row(arm.id, arm.name, arm.seed, results.records.get(arm.id)) for arm in results.arms)
     seconds = [results.records[arm.id].seconds or 0.0 for arm in results.arms if arm.id in results.records]
+    declared = {arm.id for arm in experiment.arms(check_scale(suite.scale))}
+    if not {arm.id for arm in results.arms} <= declared:
+        note = ("These runs were made with other settings than this version declares at this scale: where text and tables "
+                "differ, the tables are right.")
+        section = replace(section, text=(note, *section.text))
     return Chapter(
         experiment=experiment,
         cuts=experiment.cuts(check_scale(suite.scale)),

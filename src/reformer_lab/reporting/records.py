@@ -174,7 +174,8 @@ def read_suite(folder: Path) -> Suite:
             arms=arms,
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged ({error!r}); run the same `reproduce` command again to rewrite it") from error
+        raise UserError(f"{path} is damaged ({error!r}); remove it and run the same `reproduce` command again: "
+                        "finished runs are kept") from error
 
 
 def read_results(folder: Path) -> dict[str, Record]:

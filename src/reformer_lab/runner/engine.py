@@ -9,12 +9,13 @@ A finished arm is never run again; a failed one is, at the next call.
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,8 @@ def run_suite(plan: Plan, output: Path, *, workers: int | None = None, command: 
         arms = {**(before.arms if before else {}), **plan.entries}
         if before and set(plan.entries) <= set(before.arms):
             command = before.command  # a call for a part must not pass for the command of the whole
+        elif before and not set(before.arms) <= set(plan.entries):
+            command = f"{before.command}; {command}"  # it took both calls
         suite = Suite(scale=plan.scale, started=before.started if before else _now(), command=command, arms=arms,
                       environment=environment, seconds=None)
         suite.write(output)
@@ -68,7 +71,7 @@ def run_suite(plan: Plan, output: Path, *, workers: int | None = None, command: 
                 engine.run([arm for arm in plan.trainings if arm.id in todo], workers or default_workers())
                 engine.run([arm for arm in plan.measurements if arm.id in todo], 1)
         finally:
-            suite = Suite(**{**suite.__dict__, "seconds": earlier + time.monotonic() - start})
+            suite = replace(suite, seconds=earlier + time.monotonic() - start)
             suite.write(output)
         return SuiteOutcome(suite, engine.failed)
 
@@ -88,6 +91,8 @@ def open_folder(output: Path, plan: Plan) -> Suite | None:
         raise UserError(f"output folder {output} is not writable; choose another with --output")
     if not occupied:
         return None
+    if not (output / "suite.json").exists() and (output / "results").is_dir():
+        return None  # its suite.json was lost or removed; what is finished counts by its own content
     if not (output / "suite.json").exists():
         raise UserError(f"output folder {output} holds something other than a suite; choose an empty or a new folder "
                         "with --output")
@@ -199,11 +204,6 @@ class _Engine:
 @contextlib.contextmanager
 def _only_one(output: Path) -> Iterator[None]:
     """Keep a second suite out of the folder. The lock ends with the process, however it ends."""
-    try:
-        import fcntl
-    except ImportError:  # not on Windows
-        yield
-        return
     with (output / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
