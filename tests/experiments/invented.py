@@ -16,7 +16,8 @@ def invent(experiment: Experiment, scale: Scale, events: Callable[[Arm], Events 
     for arm in arms:
         found = events(arm)
         if found is not None:
-            records[arm.id] = Record({"arm": arm.id, "seed": arm.seed, "status": "finished"}, tuple(found))
+            header = {"arm": arm.id, "seed": arm.seed, "status": "finished", "config": arm.run.to_dict()}
+            records[arm.id] = Record(header, tuple(found))
     return ExperimentResults(scale=scale, arms=tuple(arm.entry() for arm in arms), records=records)
 
 

@@ -70,9 +70,10 @@ class TrainingStep:
     def gradient_summary(self) -> dict[str, float]:
         """Return the norm of the whole gradient and its component along a fixed random direction.
 
-        Two steps with the same gradients agree in both; two with other gradients differ in at least the second.
+        Two steps with the same gradients agree in both; two with other gradients differ in at least the second. The
+        direction's entries are standard normal: gradients that differ by d differ in the component by about |d|.
         """
-        squares, component, size = 0.0, 0.0, 0
+        squares, component = 0.0, 0.0
         for name, parameter in sorted(self.model.named_parameters()):
             if parameter.grad is None:
                 continue
@@ -81,5 +82,4 @@ class TrainingStep:
             direction = torch.randn(gradient.shape, generator=generator, dtype=torch.float64)
             squares += float(gradient.square().sum())
             component += float((gradient * direction).sum())
-            size += gradient.numel()
-        return {"gradient_norm": math.sqrt(squares), "gradient_component": component / math.sqrt(max(size, 1))}
+        return {"gradient_norm": math.sqrt(squares), "gradient_component": component}

@@ -1,8 +1,9 @@
 """What the experiments' judges and pages share: paired differences, verdicts, curves."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from reformer_lab.experiments.claim import Claim, ExperimentResults, Outcome, Verdict
 from reformer_lab.reporting.records import MissingResult, Record
@@ -62,6 +63,13 @@ def above(estimate: Estimate, bound: float) -> bool | None:
     return None if under is None else not under
 
 
+def falls(change: Estimate, slack: float) -> bool | None:
+    """Whether a change is a fall of more than `slack`: True, None for one within the slack or in doubt, False for a rise."""
+    if below(change, -slack):
+        return True
+    return False if above(change, slack) else None
+
+
 def together(*parts: bool | None) -> bool | None:
     """Join the parts of a criterion: False when one is False, True when all are True, else None."""
     if False in parts:
@@ -78,11 +86,18 @@ def signed(estimate: Estimate, digits: int = 3) -> str:
 
 
 def learning_curve(label: str, records: Sequence[Record], key: str = "bits") -> Series | None:
-    """Return the mean over seeds of the validation curve, with the range of the seeds as its band; None without points."""
+    """Return the mean over seeds of the validation curve, with the range of the seeds as its band; None without points.
+
+    A run that ended earlier than another keeps its last value, as its model does.
+    """
+    curves = [dict(zip(*record.curve("eval", key), strict=True)) for record in records]
     points: dict[float, list[float]] = defaultdict(list)
-    for record in records:
-        for step, value in zip(*record.curve("eval", key), strict=True):
-            points[step].append(value)
+    for step in sorted(set().union(*curves)):
+        for curve in curves:
+            if step in curve:
+                points[step].append(curve[step])
+            elif curve and step > max(curve):
+                points[step].append(curve[max(curve)])
     steps = sorted(step for step, values in points.items() if len(values) == len(records))
     if not steps:
         return None
@@ -108,6 +123,22 @@ def mean_of(results: ExperimentResults, name: str, *path: str) -> Estimate | Non
         return None
 
 
+def recorded_config(results: ExperimentResults) -> Mapping[str, Any]:
+    """Return the configuration of the first finished run, as its result file holds it. Raises MissingResult."""
+    for name in results.names:
+        for record in results.of(name):
+            config = record.header.get("config")
+            if isinstance(config, Mapping):
+                return config
+    raise MissingResult("no run is finished")
+
+
+def seeds_of(results: ExperimentResults) -> str:
+    """Write how many seeds the suite set out to run: "3 seeds"."""
+    number = len({arm.seed for arm in results.arms})
+    return f"{number} seed{'s' if number > 1 else ''}"
+
+
 def final_table(results: ExperimentResults, names: Sequence[str], what: str) -> Table:
     """Return the final bits per byte of the arms, `what` heading the column of their names."""
     rows = []
@@ -117,7 +148,7 @@ def final_table(results: ExperimentResults, names: Sequence[str], what: str) -> 
         rows.append((name, *interval, int(parameters.value) if parameters else None, bits.n if bits else None))
     return Table(
         title="At the end of training", header=(what, "bits per byte", "low", "high", "parameters", "seeds"),
-        rows=tuple(rows), caption="Means over seeds with their 95 % bootstrap interval, on the validation split.",
+        rows=tuple(rows), caption="Means over seeds with their 95 % interval, on the validation split.",
     )
 
 

@@ -12,12 +12,13 @@ from reformer_lab.experiments.judging import (
     verdict,
 )
 from reformer_lab.experiments.ladder import (
+    FEW_SEEDS,
     MARGIN_BITS,
     SETTINGS,
     TRANSFORMER,
     TWO_STREAMS,
+    context,
     language_model_arms,
-    setting_of,
 )
 from reformer_lab.experiments.ladder import REVERSIBLE as REVERSIBLE_MODEL
 from reformer_lab.reporting.section import Figure, Section
@@ -44,7 +45,7 @@ def judge(results: ExperimentResults) -> tuple[Verdict, ...]:
 def show(results: ExperimentResults) -> Section:
     """Show the learning curves, the final values and what reversing itself changes."""
     names = (REGULAR, REVERSIBLE, STORED)
-    text = [setting_of(results).context + "."]
+    text = [context(results) + "."]
     if results.of(REVERSIBLE) and results.of(STORED):
         drift = paired_difference(results, REVERSIBLE, STORED)
         text.append(f"Reversing alone (the same two streams, recomputed instead of stored) changes {signed(drift, 4)} bits "
@@ -69,7 +70,7 @@ EXPERIMENT = Experiment(
     claims=(C5,),
     criterion=f"Supported if the reversible model's bits per byte at the end are less than {MARGIN_BITS} above the regular "
     "one's, by the whole 95 % interval of the paired difference over seeds; contradicted if the whole interval is above "
-    f"{MARGIN_BITS}. With one seed the value decides. The twin that stores its activations is a control: it tells what "
+    f"{MARGIN_BITS}. {FEW_SEEDS} The twin that stores its activations is a control: it tells what "
     "two streams do from what reversing does.",
     arms=arms,
     judge=judge,

@@ -4,12 +4,13 @@ from reformer_lab.experiments.claim import Arm, Experiment, ExperimentResults, S
 from reformer_lab.experiments.claims import C4
 from reformer_lab.experiments.judging import below, final_table, learning_curves, paired_difference, signed, verdict
 from reformer_lab.experiments.ladder import (
+    FEW_SEEDS,
     MARGIN_BITS,
     SETTINGS,
     SHARED_QK,
     TRANSFORMER,
+    context,
     language_model_arms,
-    setting_of,
 )
 from reformer_lab.reporting.section import Figure, Section
 
@@ -32,7 +33,7 @@ def show(results: ExperimentResults) -> Section:
     """Show the learning curves and the final values."""
     names = (SEPARATE_NAME, SHARED_NAME)
     return Section(
-        text=(setting_of(results).context + ".",),
+        text=(context(results) + ".",),
         figures=(Figure(title="Shared and separate queries and keys", x_label="step", y_label="validation bits per byte",
                         series=learning_curves(results, names)),),
         tables=(final_table(results, names, "attention"),),
@@ -46,7 +47,7 @@ EXPERIMENT = Experiment(
     claims=(C4,),
     criterion=f"Supported if the shared-QK model's bits per byte at the end are less than {MARGIN_BITS} above those of "
     "the model with separate queries and keys, by the whole 95 % interval of the paired difference over seeds; "
-    f"contradicted if the whole interval is above {MARGIN_BITS}. With one seed the value decides.",
+    f"contradicted if the whole interval is above {MARGIN_BITS}. {FEW_SEEDS}",
     arms=arms,
     judge=judge,
     show=show,

@@ -7,7 +7,7 @@ from typing import Any
 from reformer_lab.data.config import DuplicationConfig
 from reformer_lab.experiments.claim import Arm, Experiment, ExperimentResults, Scale, Verdict, check_scale
 from reformer_lab.experiments.claims import C7
-from reformer_lab.experiments.judging import learning_curves, mean_of, percent, verdict
+from reformer_lab.experiments.judging import learning_curves, mean_of, percent, recorded_config, seeds_of, verdict
 from reformer_lab.models.config import ReformerConfig
 from reformer_lab.models.presets import get_preset
 from reformer_lab.reporting.records import MissingResult
@@ -31,19 +31,37 @@ EVALUATED: dict[str, dict[str, Any]] = {
 """Columns: how it is evaluated. "full" is convention b (unit keys, a token sees itself as a last resort), "full, raw keys"
 convention a (raw keys over sqrt(d), itself allowed: the authors' full attention at evaluation)."""
 PAPER: dict[str, dict[str, float]] = {
-    "full": {"full, raw keys": 100, "LSH-8": 94.8, "LSH-4": 92.5, "LSH-2": 76.9, "LSH-1": 52.5},
+    "full": {"full": 100, "LSH-8": 94.8, "LSH-4": 92.5, "LSH-2": 76.9, "LSH-1": 52.5},
     "LSH-4": {"full, raw keys": 0.8, "LSH-8": 100, "LSH-4": 99.9, "LSH-2": 99.4, "LSH-1": 91.9},
     "LSH-2": {"full, raw keys": 0.8, "LSH-8": 100, "LSH-4": 99.9, "LSH-2": 98.1, "LSH-1": 86.8},
     "LSH-1": {"full, raw keys": 0.8, "LSH-8": 99.9, "LSH-4": 99.6, "LSH-2": 94.8, "LSH-1": 77.9},
 }
-"""The paper's table 2 in per cent. Which convention its full column follows is not said; 0.8 is chance, which points to a."""
+"""The paper's table 2 in per cent. Which convention its full column follows is not said; 0.8 is chance, which points to a
+for the models trained with LSH attention. The one trained with full attention was evaluated as it was trained."""
 
-SOLVED, SOLVED_BY_ONE_ROUND, KEPT = 0.99, 0.93, 0.95
-"""Accuracies that the criterion asks for: trained with full attention, LSH-4 or LSH-2; with LSH-1; full at LSH-8."""
 NOISE = 0.005
 """Accuracy by which more rounds may be worse without counting as a fall."""
-UNSOLVED, FALL = 0.9, 0.02
-"""Below this a model has not solved the task; a fall of this much with more rounds contradicts the claim."""
+UNSOLVED, LOST, FALL = 0.9, 0.8, 0.02
+"""Below the first a model has not solved the task; below the second the one trained with full attention has not kept it at
+LSH-8; a fall of the third with more rounds contradicts the claim."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thresholds:
+    """Accuracies that the criterion asks for; by default for words that are shorter, and easier, than the paper's."""
+
+    solved: float = 0.99
+    """Of the models trained with full attention, LSH-4 and LSH-2."""
+    solved_by_one_round: float = 0.93
+    """Of the model trained with LSH-1."""
+    kept: float = 0.95
+    """Of the model trained with full attention, evaluated with LSH-8."""
+    unsolved_by_one_round: float = 0.8
+    """Below this LSH-1 in its own setting contradicts the claim."""
+
+
+AT_THE_PAPERS_LENGTH = Thresholds(solved=0.98, solved_by_one_round=0.75, kept=0.92, unsolved_by_one_round=0.65)
+"""A little below the paper's own 98.1, 77.9 and 94.8 %."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +84,8 @@ class Setting:
     """Validation accuracy, in the row's own setting, that ends the training."""
     seeds: tuple[int, ...] = (0,)
     """One run of each row for each."""
+    asked: Thresholds = Thresholds()
+    """What the criterion asks for at this length."""
     precision: Precision = "fp32"
     """Of the arithmetic."""
     threads: int | None = None
@@ -80,8 +100,8 @@ class Setting:
 
 
 _ADAM = OptimizerConfig(learning_rate=2e-3, schedule="warmup_cosine", warmup_steps=100)
-_CPU_CUTS = ("Length {length} instead of 1,024, chunk and buckets with it; Adam for at most {steps} steps instead of Adafactor "
-             "for 150,000.")
+_CPU_CUTS = ("Length {length} instead of 1,024, chunk and buckets with it; Adam for at most {steps} steps instead of "
+             "Adafactor for 150,000.")
 
 SETTINGS: dict[Scale, Setting] = {
     "smoke": Setting(model=get_preset("duplication_cpu").replace(max_length=32, d_model=32, d_ff=32, num_heads=2, d_head=16,
@@ -95,11 +115,16 @@ SETTINGS: dict[Scale, Setting] = {
                      steps=2000, batch_size=32, stop_at_accuracy=0.998, seeds=(0, 1, 2), threads=1,
                      cuts=_CPU_CUTS.format(length=128, steps="2,000")),
     "gpu": Setting(model=get_preset("duplication"), optimizer=_ADAM, steps=6000, batch_size=32, eval_every=250,
-                   stop_at_accuracy=0.998, cuts="Adam for at most 6,000 steps instead of Adafactor for 150,000. One seed."),
+                   stop_at_accuracy=0.998, asked=AT_THE_PAPERS_LENGTH,
+                   cuts="Adam for at most 6,000 steps instead of Adafactor for 150,000. Learned positions are our choice: "
+                   "the paper does not describe its own. One seed."),
     "paper": Setting(model=get_preset("duplication"),
                      optimizer=OptimizerConfig(name="adafactor", learning_rate=1.0, schedule="warmup_rsqrt",
                                                warmup_steps=8000, clip_norm=None),
-                     steps=150_000, batch_size=32, eval_every=2500, eval_sequences=1024, cuts="Nothing."),
+                     steps=150_000, batch_size=32, eval_every=2500, eval_sequences=1024, asked=AT_THE_PAPERS_LENGTH,
+                     cuts="Nothing in size. Adafactor is torch's, which limits the relative step as the authors' does not "
+                     "(docs/decisions/0009); learned positions are our choice: the paper does not describe its own. "
+                     "One seed."),
 }
 """The optimiser's settings stand here and nowhere else."""
 
@@ -115,6 +140,7 @@ def arms(scale: Scale) -> tuple[Arm, ...]:
             batch_size=setting.batch_size, seed=seed, precision=setting.precision, threads=setting.threads,
             eval_every=setting.eval_every, eval_batch_size=setting.batch_size, checkpoint_every=setting.eval_every,
             log_every=min(20, setting.eval_every), evaluations=(Evaluation(), *evaluations),
+            final_split="test",  # the validation split decides when a run stops
             stop_at_accuracy=setting.stop_at_accuracy,
         ))
         for name, changes in TRAINED.items()
@@ -139,14 +165,18 @@ def judge(results: ExperimentResults) -> tuple[Verdict, ...]:
     """Judge C7 by the criterion."""
     own = {row: accuracy(results, row, row) for row in TRAINED}
     full = {row: accuracy(results, row, "full") for row in TRAINED}
+    asked = SETTINGS[check_scale(results.scale)].asked
     kept, fall = accuracy(results, "full", "LSH-8"), largest_fall(results)
     solving = [score for row in TRAINED if row != "LSH-1" for score in (own[row], full[row])]
-    solved = min(solving) >= SOLVED and own["LSH-1"] >= SOLVED_BY_ONE_ROUND and kept >= KEPT and fall <= NOISE
+    by_one_round = min(own["LSH-1"], full["LSH-1"])
+    solved = (min(solving) >= asked.solved and by_one_round >= asked.solved_by_one_round and kept >= asked.kept
+              and fall <= NOISE)
     holds: bool | None = True if solved else None
-    if min(solving) < UNSOLVED or own["LSH-1"] < UNSOLVED - 0.1 or kept < UNSOLVED - 0.1 or fall > FALL:
+    if min(solving) < UNSOLVED or own["LSH-1"] < asked.unsolved_by_one_round or kept < LOST or fall > FALL:
         holds = False
     cells = ", ".join(f"{row} {percent(own[row])}" for row in TRAINED)
-    summary = (f"on their own setting, in %: {cells}; trained full, evaluated LSH-8: {percent(kept)}; "
+    summary = (f"in their own setting, in %: {cells}; trained LSH-1, evaluated full: {percent(full['LSH-1'])}; "
+               f"trained full, evaluated LSH-8: {percent(kept)}; "
                + ("accuracy rises with rounds in every row" if fall <= NOISE else
                   f"accuracy falls by up to {percent(fall)} with more rounds"))
     worst_row = min((row for row in TRAINED if row != "LSH-1"), key=lambda row: min(own[row], full[row]))
@@ -157,7 +187,6 @@ def judge(results: ExperimentResults) -> tuple[Verdict, ...]:
 
 def show(results: ExperimentResults) -> Section:
     """Show the matrix beside the paper's, and the learning curves with their plateau."""
-    setting = SETTINGS[check_scale(results.scale)]
     ours, theirs = [], []
     for row in TRAINED:
         cells = [mean_of(results, row, "evaluations", column, "accuracy") for column in EVALUATED]
@@ -171,11 +200,12 @@ def show(results: ExperimentResults) -> Section:
     if not steps:
         raise MissingResult("no row of the table is finished")
     header = ("trained with", *EVALUATED)
-    seeds = len(setting.seeds)
+    config = recorded_config(results)
+    model = config["model"]
     return Section(
-        text=(f"Length {setting.length:,}, one layer, {setting.model.num_heads} heads x {setting.model.d_head}, chunk "
-              f"{setting.model.chunk_length}, batch {setting.batch_size}, at most {setting.steps:,} steps, {seeds} "
-              f"seed{'s' if seeds > 1 else ''}. Accuracy is counted on the second half alone.",
+        text=(f"Length {config['data']['length']:,}, one layer, {model['num_heads']} heads x {model['d_head']}, chunk "
+              f"{model['chunk_length']}, batch {config['batch_size']}, at most {config['steps']:,} steps, "
+              f"{seeds_of(results)}. Accuracy is counted on the second half alone.",
               "Full attention is evaluated under two conventions. \"full\" follows LSH attention's rules: keys of unit "
               "length, a token sees itself only if it sees nothing else. \"full, raw keys\" follows the authors' full "
               "attention at evaluation: raw keys, a token may see itself. A model trained under the first rule then attends "
@@ -183,11 +213,14 @@ def show(results: ExperimentResults) -> Section:
         figures=(Figure(title="Accuracy on the second half", x_label="step", y_label="validation accuracy",
                         series=learning_curves(results, tuple(TRAINED), "accuracy"),
                         levels=(Level(label="chance", y=1 / 126),),
-                        caption="A plateau at chance first, then the task is solved within about a hundred steps."),),
+                        caption="A run that ended early keeps its last value."),),
         tables=(
-            Table(title="Accuracy in %", header=header, rows=tuple(ours), shade=(0, 100)),
+            Table(title="Accuracy in %", header=header, rows=tuple(ours), shade=(0, 100),
+                  caption=f"At the end of training, on the {config['final_split']} split."),
             Table(title="The paper's table 2, in %", header=header, rows=tuple(theirs), shade=(0, 100),
-                  caption="Its column of full attention stands under raw keys, which its 0.8 points to."),
+                  caption="The paper has one column of full attention. The 0.8 of the models trained with LSH attention "
+                  "stands under raw keys, which it points to; the model trained with full attention was evaluated as it was "
+                  "trained, so that its 100 stands under the other convention."),
             Table(title="Steps to the end", header=("trained with", "seed", "steps", "stopped early"), rows=tuple(steps)),
         ),
     )
@@ -198,11 +231,15 @@ EXPERIMENT = Experiment(
     title="The duplication task",
     question="Can a one-layer Transformer with LSH attention copy a random word exactly, and what do rounds at evaluation do?",
     claims=(C7,),
-    criterion="Supported if the models trained with full attention, LSH-4 and LSH-2 reach 99 % both in their own setting and "
-    "under full attention (unit keys, self as a last resort), the one trained with LSH-1 reaches 93 % in its own, the one "
-    "trained with full attention keeps 95 % at LSH-8, and in every row accuracy rises with the rounds at evaluation (a fall "
-    "of up to 0.5 points is noise). Contradicted if one of the first six accuracies is below 90 %, LSH-1's own or full's at "
-    "LSH-8 is below 80 %, or accuracy falls by more than 2 points with more rounds.",
+    criterion="The thresholds depend on the length: below 1,024 tokens (smoke, quick, small) the task is easier than the "
+    "paper's, at 1,024 (gpu, paper) they are a little below the paper's own numbers. Supported if the models trained with "
+    "full attention, LSH-4 and LSH-2 reach 99 % (at 1,024: 98 %) both in their own setting and under full attention (unit "
+    "keys, self as a last resort), the one trained with LSH-1 reaches 93 % (75 %) in both, the one trained with full "
+    "attention keeps 95 % (92 %) at LSH-8, and in every row accuracy rises with the rounds at evaluation (a fall of up to "
+    "0.5 points is noise). Contradicted if one of the first five accuracies is below 90 %, LSH-1's own is below 80 % (65 "
+    "%), full's at LSH-8 is below 80 %, or accuracy falls by more than 2 points with more rounds. All on the test split; "
+    "the validation split decides when a run stops. "
+    "The mean over seeds decides; with fewer than three the verdict is called indicative.",
     arms=arms,
     judge=judge,
     show=show,
