@@ -144,7 +144,7 @@ def test_file_of_that_name_must_be_enwik8(server, tmp_path, monkeypatch, name):
     path.write_bytes(zipped(CONTENT) if name.endswith("zip") else CONTENT)
     assert open_corpus(str(path)).sha256 == enwik8.SHA256
     path.write_bytes(zipped(CONTENT[::-1]) if name.endswith("zip") else CONTENT[::-1])
-    with pytest.raises(UserError, match="rename the file if it is another text"):
+    with pytest.raises(UserError, match="rename it if it is another text"):
         open_corpus(str(path))
     path.write_bytes(CONTENT[:50])
     with pytest.raises(UserError, match="holds 50 bytes, enwik8 has"):

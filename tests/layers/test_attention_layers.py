@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from reformer_lab.layers.attention import FullSelfAttention, LocalSelfAttention, LSHSelfAttention, SelfAttention
 from reformer_lab.layers.initialization import initialize
@@ -115,3 +116,26 @@ def test_hashing_is_the_same_under_autocast() -> None:
             layer(x.bfloat16().float(), None, draws)
         seen.append(draws.remembered["buckets"])
     assert torch.equal(*seen)
+
+
+def test_a_recomputation_in_the_backward_pass_draws_the_same() -> None:
+    """Activation checkpointing calls the layer again, without telling it which call is repeated."""
+    x = torch.randn(1, 50, 32, generator=torch.Generator().manual_seed(0))
+    found = []
+    for wrap in (lambda layer: layer(x), lambda layer: checkpoint(layer, x, use_reentrant=False)):
+        layer = LSHSelfAttention(32, 2, 16, num_hashes=1, chunk_length=8, dropout=0.2)
+        initialize(layer, 0)
+        layer(x)
+        wrap(layer).square().sum().backward()
+        found.append([parameter.grad for parameter in layer.parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_layers_with_other_seeds_draw_other_rotations() -> None:
+    x = torch.randn(1, 50, 32, generator=torch.Generator().manual_seed(0))
+    layers = [LSHSelfAttention(32, 2, 16, num_hashes=1, chunk_length=8, seed=seed) for seed in (0, 0, 1)]
+    for layer in layers:
+        initialize(layer, 0)
+    same, again, other = (layer(x) for layer in layers)
+    assert torch.equal(same, again)
+    assert not torch.equal(same, other)

@@ -66,3 +66,16 @@ def test_sinusoidal_values(d_model: int) -> None:
             expected = math.cos(angle) if column % 2 else math.sin(angle)
             assert found[position, column].item() == pytest.approx(expected, abs=3e-5)
     assert not list(SinusoidalPositions(d_model).parameters())
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_gradient_of_axial_positions_is_the_same_bits_every_time(threads: int) -> None:
+    positions = AxialPositions((32, 64), (64, 192))
+    upstream = torch.randn(2048, 256, generator=torch.Generator().manual_seed(0))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = [torch.autograd.grad(positions(2048), list(positions.parameters()), upstream) for _ in range(20)]
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(one, first) for grads in found for one, first in zip(grads, found[0], strict=True))

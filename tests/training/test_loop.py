@@ -106,6 +106,18 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, changes: dict, kind: str, 
     assert_same_run(tmp_path / "whole", tmp_path / "halves")
 
 
+def test_the_last_evaluation_on_the_way_is_recorded_once(tmp_path: Path) -> None:
+    """The last step is evaluated, but no multiple of checkpoint_every: it is saved after its evaluation was recorded."""
+    run = tiny_run(steps=6, eval_every=3, checkpoint_every=4)
+    train(run, tmp_path / "whole")
+    with pytest.raises(Crash):
+        train(run, tmp_path / "halves", Interrupting("final", 1, Crash()))
+    (tmp_path / "halves" / "metrics.jsonl").write_bytes(
+        (tmp_path / "halves" / "metrics.jsonl").read_bytes().rpartition(b'{"event": "final"')[0])
+    train(run, tmp_path / "halves")
+    assert_same_run(tmp_path / "whole", tmp_path / "halves")
+
+
 def test_the_seed_makes_the_difference(tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         train(tiny_run(seed=seed), tmp_path / name)

@@ -18,7 +18,8 @@ def test_goes_on_at_a_position(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     log = MetricsLog(path)
     log.append({"event": "train", "step": 1})
-    position = log.sync()
+    log.sync()
+    position = log.position()
     log.append({"event": "train", "step": 2})
     log.close()
     log = MetricsLog(path, position)

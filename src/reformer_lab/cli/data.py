@@ -1,6 +1,7 @@
 """`reformer-lab data`: what a corpus holds and how it would be split; fetching a known one."""
 
 import argparse
+import os
 import sys
 import time
 from pathlib import Path
@@ -53,7 +54,7 @@ def main(argv: list[str]) -> int:
 def _info(arguments: argparse.Namespace) -> int:
     from reformer_lab.data.image_sources import holds_images
 
-    if arguments.path is not None and holds_images(Path(arguments.path).expanduser()):
+    if arguments.path is not None and holds_images(Path(os.path.expanduser(arguments.path))):
         _print_facts(_image_facts(ImagesConfig(path=arguments.path, side=arguments.side)))
     else:
         _print_facts(_text_facts(ByteCorpusConfig(path=arguments.path, length=arguments.length, valid=arguments.valid,

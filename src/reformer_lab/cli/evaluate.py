@@ -72,12 +72,15 @@ def main(argv: list[str]) -> int:
             raise UserError(f"{arguments.run} has no checkpoint yet: wait for one, or train on")
         weights, state = newest, f"unfinished, at step {newest.name} of {config.steps}"
     model = ReformerLM.from_pretrained(weights)
+    hashing = "lsh" in model.config.layer_kinds()
     if arguments.num_hashes is not None:
+        if not hashing:
+            raise UserError(f"--num-hashes {arguments.num_hashes}: the model has no LSH attention; leave the option out")
         model = model.with_config(num_hashes=arguments.num_hashes)
     model = model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
     total = split_sizes(dataset, arguments.limit).get(arguments.split)
-    print(f"{arguments.run}: {state}, {model.config.num_hashes} hash rounds")
+    print(f"{arguments.run}: {state}" + (f", {model.config.num_hashes} hash rounds" if hashing else ""))
     print(f"{dataset.name}, {arguments.split} split" + (f", {total:,} {dataset.unit}s" if total else ""))
     with Display(config.steps, dataset.unit) as display:
         metrics = evaluate(

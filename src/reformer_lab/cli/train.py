@@ -1,11 +1,13 @@
 """`reformer-lab train`: any text file, or the tasks of the paper, into a run folder."""
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from reformer_lab.cli.options import parse_options
 from reformer_lab.data.config import ByteCorpusConfig, DataConfig, DuplicationConfig, ImagesConfig
+from reformer_lab.errors import UserError
 from reformer_lab.models.config import ReformerConfig
 from reformer_lab.models.presets import get_preset
 from reformer_lab.training.config import OptimizerConfig, Precision, RunConfig
@@ -74,7 +76,7 @@ def main(argv: list[str]) -> int:
     from reformer_lab.training.display import Display, scores
     from reformer_lab.training.loop import train
 
-    with Display(config.steps) as display:
+    with Display(config.steps, config.data.unit) as display:
         final = train(config, output, display)
     own = final["evaluations"]["own"]
     print(f"{config.final_split}, {own['targets']:,} {display.unit}s: {scores(own, display.unit)}")
@@ -110,9 +112,14 @@ def data_config(arguments: TrainArguments) -> DataConfig:
     # The full path, so that the run is found to be the same, and can be evaluated, from any folder.
     path = arguments.corpus
     if path is not None and (path != "enwik8" or Path(path).exists()):
-        path = str(Path(path).expanduser().resolve())
+        path = os.path.abspath(os.path.expanduser(path))
     if arguments.preset.startswith("duplication"):
+        if path is not None:
+            raise UserError(f"--corpus {arguments.corpus}: the duplication task has none; leave it out")
         return DuplicationConfig(length=length, vocab_size=arguments.model.vocab_size)
     if arguments.preset.endswith("imagenet64"):
-        return ImagesConfig(path=path)
+        images = ImagesConfig(path=path)
+        if arguments.length not in (None, images.length):
+            raise UserError(f"--length {arguments.length}: these images have {images.length} tokens; leave it out")
+        return images
     return ByteCorpusConfig(path=path, length=length, split_by=arguments.split_by)

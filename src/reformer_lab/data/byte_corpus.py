@@ -21,7 +21,7 @@ class ByteCorpusDataset:
     every byte. The evaluation windows of a split follow one another; a short last one is padded with 0 and masked.
     """
 
-    unit = "byte"
+    unit = ByteCorpusConfig.unit
 
     def __init__(self, config: ByteCorpusConfig, seed: int) -> None:
         self.config = config

@@ -19,6 +19,8 @@ class _Config:
     """What the configurations have in common: a kind, and a form that JSON can hold."""
 
     kind: ClassVar[str]
+    unit: ClassVar[str]
+    """What one target is."""
 
     def _require(self, condition: bool, name: str, remedy: str) -> None:
         if not condition:
@@ -41,6 +43,7 @@ class DuplicationConfig(_Config):
     """
 
     kind: ClassVar[str] = "duplication"
+    unit: ClassVar[str] = "symbol"
 
     length: int = 64
     """Tokens of a sequence; even. w has length / 2 - 1 symbols (the paper: 1024, 511 symbols)."""
@@ -73,6 +76,7 @@ class ByteCorpusConfig(_Config):
     """
 
     kind: ClassVar[str] = "byte_corpus"
+    unit: ClassVar[str] = "byte"
 
     path: str | None = None
     """A UTF-8 file, plain or as .zip (of one member), .gz, .bz2 or .xz. None: the source files of the running Python's
@@ -107,6 +111,7 @@ class ImagesConfig(_Config):
     """Images as sequences of side * side * channels tokens 0 to 255: row by row, the channels of a pixel together."""
 
     kind: ClassVar[str] = "images"
+    unit: ClassVar[str] = "subpixel"
 
     path: str | None = None
     """A folder or .zip of images, a downsampled-ImageNet .npz archive, or a folder of these. None: the procedural

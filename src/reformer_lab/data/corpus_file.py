@@ -125,11 +125,16 @@ def stored_corpus(identity: str, signature: str, name: str) -> CorpusFile | None
 
 def _recognised(path: Path) -> tuple[Path, str | None]:
     """Return the path, and the packing by the first bytes, if it is a file that can be read."""
-    source = path.expanduser()
+    try:
+        source = path.expanduser()
+        source.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{path} does not exist: check the path, or leave it out to use the embedded corpus") from None
+    except (OSError, RuntimeError) as error:  # RuntimeError: the ~ of nobody
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path} cannot be read ({reason}): check the path and its permissions") from None
     if source.is_dir():
         raise UserError(f"{source} is a directory: name one file in it (folders are read for images only)")
-    if not source.exists():
-        raise UserError(f"{source} does not exist: check the path, or leave it out to use the embedded corpus")
     if not source.is_file():
         raise UserError(f"{source} is no regular file: save the text to a file first")
     if source.stat().st_size == 0:

@@ -41,7 +41,7 @@ def _quarter_of(words: np.ndarray) -> np.ndarray:
 class DuplicationDataset:
     """Stream of training sequences, and `eval_sequences` of validation and of test; only the second w is scored."""
 
-    unit = "symbol"
+    unit = DuplicationConfig.unit
 
     def __init__(self, config: DuplicationConfig, seed: int) -> None:
         self.config = config

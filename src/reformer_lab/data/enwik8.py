@@ -34,7 +34,7 @@ def cached_path() -> Path:
 
 def check_sum(name: str, num_bytes: int, sha256: str) -> None:
     """Raise UserError unless these are the size and the sum of enwik8."""
-    remedy = "fetch it again, or rename the file if it is another text"
+    remedy = "remove it and fetch it again, or rename it if it is another text"
     if num_bytes != NUM_BYTES:
         raise UserError(f"{name} holds {num_bytes:,} bytes, enwik8 has {NUM_BYTES:,}: {remedy}")
     if sha256 != SHA256:
@@ -48,7 +48,7 @@ def open_enwik8() -> CorpusFile:
         raise UserError(f"enwik8 is not in the cache ({path}): run `reformer-lab data download enwik8` once, "
                         "or give the path of a copy that you have")
     corpus = open_corpus_file(path)
-    check_sum(corpus.name, corpus.num_bytes, corpus.sha256)
+    check_sum(str(path), corpus.num_bytes, corpus.sha256)
     return corpus
 
 
@@ -62,7 +62,7 @@ def download(url: str = URL, output: Path | None = None, progress: Progress | No
     if target.is_dir():
         target = target / "enwik8.zip"
     if target.exists():
-        check_sum(target.name, *measure(target))
+        check_sum(str(target), *measure(target))
         return target
     part = target.with_name(target.name + ".part")
     try:

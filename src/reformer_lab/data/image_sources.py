@@ -107,10 +107,10 @@ class ArrayImages(ImageSource):
 
 def open_source(path: str | Path) -> ImageSource:
     """Return the images at a path. Raises UserError if there are none, or the archive is damaged."""
-    source = Path(path).expanduser()
-    if source.is_dir():
+    source = Path(os.path.expanduser(path))
+    if os.path.isdir(source):  # Path.is_dir raises for names that the system refuses
         return _open_folder(source)
-    if not source.is_file():
+    if not os.path.isfile(source):
         raise UserError(f"{source} does not exist: name a folder or an archive of images, or leave it out "
                         "to use the procedural stand-in")
     try:
@@ -132,7 +132,7 @@ def open_source(path: str | Path) -> ImageSource:
 
 def holds_images(path: Path) -> bool:
     """Return whether a path is for `open_source`: a folder, an .npz archive, or a .zip with images or such archives."""
-    if path.is_dir() or path.suffix.lower() == ".npz":
+    if os.path.isdir(path) or path.suffix.lower() == ".npz":
         return True
     try:
         with zipfile.ZipFile(path) as archive:
@@ -145,7 +145,8 @@ def _open_folder(source: Path) -> ImageSource:
     files = []
     for folder, folders, names in os.walk(source):
         folders.sort()
-        files += [Path(folder, name) for name in names if Path(name).suffix.lower() in _SUFFIXES | {".npz"}]
+        files += [Path(folder, name) for name in names
+                  if Path(name).suffix.lower() in _SUFFIXES | {".npz"} and Path(folder, name).is_file()]
     names_states = sorted((file.relative_to(source).as_posix(), file.stat()) for file in files)
     listing = "\n".join(f"{name} {state.st_size} {state.st_mtime_ns}" for name, state in names_states)
     signature = hashlib.sha256(listing.encode()).hexdigest()

@@ -135,7 +135,7 @@ def _fill(folder: Path, source: ImageSource, config: ImagesConfig) -> dict[str, 
 class ImagesDataset:
     """Sequences of side * side * channels tokens, each of them a target."""
 
-    unit = "subpixel"
+    unit = ImagesConfig.unit
 
     def __init__(self, config: ImagesConfig, seed: int) -> None:
         self.config = config

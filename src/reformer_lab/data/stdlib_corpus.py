@@ -25,7 +25,8 @@ def stdlib_files(root: Path) -> list[Path]:
     for folder, folders, files in os.walk(root):
         folders[:] = [name for name in folders if name not in _LEFT_OUT]
         found += [Path(folder, name) for name in files
-                  if name.endswith(".py") and not name.startswith("_sysconfigdata")]
+                  if name.endswith(".py") and not name.startswith(("_sysconfigdata", "sitecustomize"))
+                  and Path(folder, name).is_file()]
     return sorted(found, key=lambda path: path.relative_to(root).as_posix())
 
 

@@ -49,7 +49,7 @@ class Tally:
         counted = targets != IGNORED
         number = int(counted.sum())
         if number == 0:
-            return  # the mean over nothing is NaN
+            return  # nothing to add
         self.nats += float(loss) * number
         self.targets += number
         if logits is None:

@@ -12,8 +12,7 @@ from reformer_lab.ops.full_attention import full_attention, shared_qk_attention
 from reformer_lab.ops.hashing import default_num_buckets, draw_rotations, hash_vectors
 from reformer_lab.ops.local_attention import local_attention
 from reformer_lab.ops.lsh_attention import lsh_attention
-from reformer_lab.ops.random import Draws
-from reformer_lab.seeds import derive_seed
+from reformer_lab.ops.random import CallSeeds, Draws
 
 
 class SelfAttention(nn.Module):
@@ -22,7 +21,8 @@ class SelfAttention(nn.Module):
     `shared_qk` True: one projection `query_key` for queries and keys; False: `query` and `key`.
     """
 
-    def __init__(self, d_model: int, num_heads: int, d_head: int, *, shared_qk: bool, causal: bool, dropout: float):
+    def __init__(self, d_model: int, num_heads: int, d_head: int, *, shared_qk: bool, causal: bool, dropout: float,
+                 seed: int = 0):  # fmt: skip
         super().__init__()
         self.num_heads, self.d_head = num_heads, d_head
         self.shared_qk, self.causal, self.dropout = shared_qk, causal, dropout
@@ -34,12 +34,13 @@ class SelfAttention(nn.Module):
             self.key = nn.Linear(d_model, width, bias=False)
         self.value = nn.Linear(d_model, width, bias=False)
         self.output = nn.Linear(width, d_model, bias=False)
-        self._calls = 0
+        self._call_seeds = CallSeeds(seed)
 
     def forward(self, x: Tensor, key_padding_mask: Tensor | None = None, draws: Draws | None = None) -> Tensor:
         """Return the attention's output (B, L, d_model) for x (B, L, d_model); key_padding_mask (B, L), True = padding.
 
-        `draws` None: new random draws at each call in training, the same ones at each call in evaluation.
+        `draws` None: new random draws at each call in training, from the layer's `seed`; the same ones at each call in
+        evaluation.
         """
         attended = self.attend(x, key_padding_mask, self._default_draws() if draws is None else draws)
         return self.output(attended.transpose(1, 2).flatten(2))
@@ -60,16 +61,16 @@ class SelfAttention(nn.Module):
     def _default_draws(self) -> Draws:
         if not self.training:
             return Draws(0, fixed=True)
-        self._calls += 1
-        return Draws(derive_seed("attention call", self._calls))
+        return Draws(self._call_seeds.next())
 
 
 class FullSelfAttention(SelfAttention):
     """Exact attention, with shared (paper, section 2) or separate queries and keys."""
 
     def __init__(self, d_model: int, num_heads: int, d_head: int, *, shared_qk: bool = True, causal: bool = True,
-                 dropout: float = 0.0, key_scale: str = "unit", self_attention: str = "last_resort"):  # fmt: skip
-        super().__init__(d_model, num_heads, d_head, shared_qk=shared_qk, causal=causal, dropout=dropout)
+                 dropout: float = 0.0, key_scale: str = "unit", self_attention: str = "last_resort",
+                 seed: int = 0):  # fmt: skip
+        super().__init__(d_model, num_heads, d_head, shared_qk=shared_qk, causal=causal, dropout=dropout, seed=seed)
         self.key_scale, self.self_attention = key_scale, self_attention
 
     def attend(self, x: Tensor, key_padding_mask: Tensor | None, draws: Draws) -> Tensor:
@@ -86,8 +87,8 @@ class LocalSelfAttention(SelfAttention):
     """Attention within windows of chunks, with separate queries and keys."""
 
     def __init__(self, d_model: int, num_heads: int, d_head: int, *, chunk_length: int = 64, chunks_before: int = 1,
-                 chunks_after: int = 0, causal: bool = True, dropout: float = 0.0):  # fmt: skip
-        super().__init__(d_model, num_heads, d_head, shared_qk=False, causal=causal, dropout=dropout)
+                 chunks_after: int = 0, causal: bool = True, dropout: float = 0.0, seed: int = 0):  # fmt: skip
+        super().__init__(d_model, num_heads, d_head, shared_qk=False, causal=causal, dropout=dropout, seed=seed)
         self.window: dict[str, Any] = {
             "chunk_length": chunk_length, "chunks_before": chunks_before, "chunks_after": chunks_after,
         }  # fmt: skip
@@ -103,7 +104,7 @@ class LocalSelfAttention(SelfAttention):
 class LSHSelfAttention(SelfAttention):
     """LSH attention (paper, section 2): the arguments are those of `ops.lsh_attention`.
 
-    Rotations are drawn for each call in training, and are fixed in evaluation.
+    Rotations are drawn for each call in training, and are fixed in evaluation. Layers with other seeds draw others.
 
     >>> layer = LSHSelfAttention(d_model=32, num_heads=2, d_head=16, num_hashes=4, chunk_length=8)
     >>> layer(torch.zeros(1, 100, 32)).shape
@@ -114,8 +115,8 @@ class LSHSelfAttention(SelfAttention):
                  num_buckets: int | tuple[int, ...] | None = None, chunk_length: int = 64, chunks_before: int = 1,
                  chunks_after: int = 0, causal: bool = True, coverage: str = "chunk", cross_bucket: bool = False,
                  correct_duplicates: bool = True, key_scale: str = "unit", dropout: float = 0.0,
-                 share_rotations: bool = False, backend: str = "auto"):  # fmt: skip
-        super().__init__(d_model, num_heads, d_head, shared_qk=True, causal=causal, dropout=dropout)
+                 share_rotations: bool = False, backend: str = "auto", seed: int = 0):  # fmt: skip
+        super().__init__(d_model, num_heads, d_head, shared_qk=True, causal=causal, dropout=dropout, seed=seed)
         self.num_hashes, self.num_buckets, self.chunk_length = num_hashes, num_buckets, chunk_length
         self.share_rotations = share_rotations
         self.options: dict[str, Any] = {

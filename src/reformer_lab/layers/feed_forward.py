@@ -7,8 +7,7 @@ from torch.nn import functional
 
 from reformer_lab.errors import UserError
 from reformer_lab.ops.chunking import chunked_apply
-from reformer_lab.ops.random import Draws, dropout
-from reformer_lab.seeds import derive_seed
+from reformer_lab.ops.random import CallSeeds, Draws, dropout
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": functional.relu, "gelu": functional.gelu}
 
@@ -25,20 +24,19 @@ class ChunkedFeedForward(nn.Module):
     """
 
     def __init__(self, d_model: int, d_ff: int, *, activation: str = "relu", dropout: float = 0.0,
-                 chunk_length: int | None = None):  # fmt: skip
+                 chunk_length: int | None = None, seed: int = 0):  # fmt: skip
         super().__init__()
         if activation not in ACTIVATIONS:
             raise UserError(f"activation={activation!r}: must be one of {', '.join(ACTIVATIONS)}")
         self.dense_in = nn.Linear(d_model, d_ff)
         self.dense_out = nn.Linear(d_ff, d_model)
         self.activation, self.dropout, self.chunk_length = activation, dropout, chunk_length
-        self._calls = 0
+        self._call_seeds = CallSeeds(seed)
 
     def forward(self, x: Tensor, key_padding_mask: Tensor | None = None, draws: Draws | None = None) -> Tensor:
         """Return (B, L, d_model) for x (B, L, d_model). The mask changes nothing: positions do not mix here."""
         if draws is None:
-            self._calls += self.training
-            draws = Draws(derive_seed("feed-forward call", self._calls))
+            draws = Draws(self._call_seeds.next())
 
         def piece(index: int, x: Tensor) -> Tensor:
             hidden = self.dense_in(x)

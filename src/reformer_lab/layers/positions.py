@@ -27,12 +27,15 @@ class AxialPositions(nn.Module):
     def forward(self, length: int) -> Tensor:
         """Return (length, sum of dims); a UserError names a length above the number of places."""
         _check_length(length, math.prod(self.shape))
-        position = torch.arange(length, device=self.tables[0].device)
+        # The grid down to the last row that is needed. Spread, not indexed: the backward pass of an index adds in no fixed
+        # order where there are several threads.
+        sides = (-(-length // math.prod(self.shape[1:])), *self.shape[1:])
         columns = []
         for axis, table in enumerate(self.tables):
-            places_within = math.prod(self.shape[axis + 1 :])
-            columns.append(table[position // places_within % self.shape[axis]])
-        return torch.cat(columns, dim=-1)
+            along = [1] * len(sides)
+            along[axis] = sides[axis]
+            columns.append(table[: sides[axis]].view(*along, -1).expand(*sides, -1))
+        return torch.cat(columns, dim=-1).flatten(0, -2)[:length]
 
 
 class LearnedPositions(nn.Module):

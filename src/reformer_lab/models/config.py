@@ -54,7 +54,8 @@ class ReformerConfig:
     chunks_after: int = 0
     """Later chunks that a chunk sees in LSH attention."""
     coverage: Literal["chunk", "bucket"] = "chunk"
-    """"chunk": the paper's windows; "bucket": the whole bucket, exactly, which makes a causal model strictly causal."""
+    """"chunk": the paper's windows; "bucket": the whole bucket, exactly, which makes a causal model strictly causal where
+    num_buckets is given: the default number follows the length."""
     cross_bucket: bool = False
     """See every token of the window, not the same bucket's alone (the authors' code from November 2019)."""
     correct_duplicates: bool = True
@@ -100,8 +101,7 @@ class ReformerConfig:
     ff_chunk_length: int | None = None
     """Positions that the feed-forward layer computes at once, forward and backward. None: all."""
     loss_chunk_length: int | None = None
-    """Positions whose logits exist at once when the loss is computed. None: all. With a number, `logits` of a call with
-    targets is None."""
+    """Positions whose logits exist at once when a call with targets computes the loss; it returns no logits then. None: all."""
 
     def __post_init__(self) -> None:
         for name in ("attention", "axial_shape", "axial_dims", "num_buckets"):

@@ -19,7 +19,7 @@ from reformer_lab.layers.initialization import initialize
 from reformer_lab.layers.positions import AxialPositions, LearnedPositions, SinusoidalPositions
 from reformer_lab.models.config import AttentionKind, ReformerConfig
 from reformer_lab.ops.chunking import chunked_cross_entropy
-from reformer_lab.ops.random import draw_seed, dropout
+from reformer_lab.ops.random import CallSeeds, draw_seed, dropout
 from reformer_lab.seeds import derive_seed
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
@@ -60,7 +60,7 @@ class ReformerLM(nn.Module):
             width = config.residual_streams * config.d_model
             self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
             self.head = None if config.tie_embeddings else nn.Linear(width, config.vocab_size)
-        self._calls = 0
+        self._call_seeds = CallSeeds(0 if seed is None else seed)
         if seed is not None:
             self.to_empty(device="cpu")
             initialize(self, seed)
@@ -171,8 +171,7 @@ class ReformerLM(nn.Module):
             return draw_seed(generator), False
         if not self.training:
             return 0, True
-        self._calls += 1
-        return derive_seed("training call", self._calls), False
+        return self._call_seeds.next(), False
 
     def _dropout(self, x: Tensor, seed: int, place: str) -> Tensor:
         if not self.training or self.config.dropout == 0:

@@ -28,7 +28,7 @@ def duplication_cpu() -> ReformerConfig:
 
 
 def ablation_enwik8() -> ReformerConfig:
-    """Ablations on enwik8, figures 3 and 4: 3 layers, length 65,536, LSH everywhere (paper, section 5; PAPER recipe 2).
+    """Ablations on enwik8, figures 3 and 4: 3 layers, length 65,536, LSH everywhere (paper, section 5).
 
     Chunk 128, 1024 buckets, 2 rounds (sweep 2, 4, 8, 16). The paper shows curves alone. Axial positions as in the tuned
     model; the ablation's own are not recorded.

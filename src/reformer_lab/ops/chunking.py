@@ -49,7 +49,7 @@ def chunked_cross_entropy(
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return functional.cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=ignore_index, reduction="sum")
 
-    length = chunk_length or max(1, hidden.shape[1])
+    length = max(1, hidden.shape[1]) if chunk_length is None else chunk_length
     pieces = list(zip(hidden.split(length, dim=1), targets.split(length, dim=1), strict=True))
     if len(pieces) == 1:
         total = summed(*pieces[0])

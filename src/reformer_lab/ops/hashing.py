@@ -29,7 +29,7 @@ def default_num_buckets(length: int, chunk_length: int) -> int | tuple[int, int]
 
 def bucket_factors(num_buckets: int | Sequence[int]) -> tuple[int, ...]:
     """Return the factors of `num_buckets`, each checked: a UserError names a number that is odd or not positive."""
-    factors = (num_buckets,) if isinstance(num_buckets, int) else tuple(num_buckets)
+    factors = tuple(num_buckets) if isinstance(num_buckets, Sequence) else (int(num_buckets),)
     if not factors or any(factor < 2 or factor % 2 for factor in factors):
         raise UserError(f"num_buckets={num_buckets!r}: must be a positive even number, or a tuple of such factors")
     return factors

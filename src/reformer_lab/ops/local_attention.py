@@ -12,7 +12,7 @@ from torch.nn import functional
 from reformer_lab.errors import UserError
 from reformer_lab.ops.chunking import recompute
 from reformer_lab.ops.random import draw_seed, keep_pairs
-from reformer_lab.ops.softmax import accumulation_dtype, masked_attention
+from reformer_lab.ops.softmax import accumulation_dtype, check_attention_inputs, masked_attention
 
 
 def local_attention(
@@ -33,6 +33,7 @@ def local_attention(
     Any length; the last chunk may be short. key_padding_mask (B, L), True = padding: neither seen nor seeing; its output is
     0. dropout_p: on the weights, drawn from `generator` (None: one seeded with 0). A UserError names a bad chunk setting.
     """
+    check_attention_inputs(v, dropout_p)
     if chunk_length < 1 or chunks_before < 0 or chunks_after < 0:
         raise UserError(
             f"chunk_length={chunk_length}, chunks_before={chunks_before}, chunks_after={chunks_after}: "

@@ -43,6 +43,24 @@ class Draws:
         return self.remembered[name]
 
 
+class CallSeeds:
+    """Seeds for a module that is called without draws: another one at each call.
+
+    A recomputation within a backward pass, as activation checkpointing does it, gets the latest call's seed again. That is
+    right where each call is followed by its own backward pass; pass draws where it is not.
+    """
+
+    def __init__(self, seed: int):
+        self.seed = seed
+        self.calls = 0
+
+    def next(self) -> int:
+        """Return the seed of this call."""
+        if torch._C._current_graph_task_id() == -1:  # no backward pass is running
+            self.calls += 1
+        return derive_seed(self.seed, "call", self.calls)
+
+
 def dropout(x: Tensor, p: float, generator: torch.Generator) -> Tensor:
     """Zero each element with probability p and scale the others by 1 / (1 - p), by a generator on x's device."""
     if p == 0.0:

@@ -5,12 +5,21 @@ import math
 import torch
 from torch import Tensor
 
+from reformer_lab.errors import UserError
 from reformer_lab.ops.random import keep_pairs
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """Return fp32 for half precisions, and the dtype itself for fp32 and fp64."""
     return torch.promote_types(dtype, torch.float32)
+
+
+def check_attention_inputs(v: Tensor, dropout_p: float) -> None:
+    """Raise a UserError that names an empty input or a dropout that is no probability below 1."""
+    if v.dim() != 4 or 0 in v.shape:
+        raise UserError(f"v of shape {tuple(v.shape)}: expected (batch, heads, length, width), each at least 1")
+    if not 0 <= dropout_p < 1:
+        raise UserError(f"dropout_p={dropout_p}: must be in [0, 1)")
 
 
 def masked_attention(

@@ -93,7 +93,7 @@ class RunConfig:
     steps: int
     """Optimiser steps."""
     batch_size: int = 1
-    """Sequences of one optimiser step, over all micro-batches and processes."""
+    """Sequences of one optimiser step, over all micro-batches."""
     seed: int = 0
     """Seed of the initialisation, the data and every draw."""
     accumulation: int = 1
@@ -115,7 +115,7 @@ class RunConfig:
     final_split: Split = "validation"
     """Split of the evaluations at the end."""
     threads: int | None = None
-    """CPU threads of torch. None: as torch chooses. Part of the run's identity: sums depend on it."""
+    """CPU threads of torch, on which the last digits of sums depend. None: as torch chooses when the run starts or goes on."""
     stop_at_accuracy: float | None = None
     """End when an evaluation on the way reaches this accuracy (in [0, 1])."""
 

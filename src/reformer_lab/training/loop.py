@@ -140,6 +140,8 @@ class Run:
         counters.step, counters.loss_sum, counters.loss_count = step, counters.loss_sum + loss, counters.loss_count + 1
         self.timed_steps, self.timed_seconds = self.timed_steps + 1, self.timed_seconds + time.perf_counter() - began
         self.report_step(batch.tokens.numel(), rate, norm, loss)
+        # Where the step's own lines end: an evaluation that follows is made and recorded again after a resume.
+        counters.metrics_position = self.log.position()
 
     def forward(self, batch: Batch, seed: int) -> torch.Tensor:
         """Return the loss of a batch, every draw from a generator seeded with `seed`."""
@@ -207,7 +209,8 @@ class Run:
         """Write a checkpoint of this step, unless there is one."""
         if self.saved_step == self.counters.step:
             return
-        self.counters.seconds, self.counters.metrics_position = self.seconds(), self.log.sync()
+        self.counters.seconds = self.seconds()
+        self.log.sync()
         save_checkpoint(self.folder.checkpoints, self.model, self.optimizer, asdict(self.counters))
         self.saved_step = self.counters.step
 

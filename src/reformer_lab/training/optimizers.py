@@ -9,7 +9,7 @@ from reformer_lab.training.config import OptimizerConfig
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
-    """Return the learning rate of `step` (1, 2, ..., `steps`); the schedules are those of PAPER section 3."""
+    """Return the learning rate of `step` (1, 2, ..., `steps`); "warmup_rsqrt" is the authors'."""
     assert step >= 1, "steps are counted from 1"
     warmup = config.warmup_steps
     rising = min(1.0, step / warmup) if warmup else 1.0
@@ -21,7 +21,7 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
         case "warmup_rsqrt":
             shape = rising / math.sqrt(max(step, warmup))
         case "warmup_cosine":
-            done = max(0, step - warmup) / max(1, steps - warmup)
+            done = max(0, step - warmup) / max(1, steps - warmup + 1)  # the last step still counts
             shape = rising * (1 + math.cos(math.pi * min(1.0, done))) / 2
     return config.learning_rate * shape
 

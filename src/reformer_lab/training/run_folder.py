@@ -36,11 +36,11 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics.jsonl"
         self.model = path / "model"
-        if path.exists() and not path.is_dir():
-            raise UserError(f"{path} is a file: choose a folder with --output")
-        self._check_owner()
-        self._made_here = not path.exists()
         with writing(path):
+            if path.exists() and not path.is_dir():
+                raise UserError(f"{path} is a file: choose a folder with --output")
+            self._check_owner()
+            self._made_here = not path.exists()
             path.mkdir(parents=True, exist_ok=True)
             self._lock = _take_lock(path / LOCK)
         try:

@@ -45,10 +45,13 @@ class MetricsLog:
             self._file.write(json.dumps(event, allow_nan=False).encode() + b"\n")
             self._file.flush()
 
-    def sync(self) -> int:
-        """Wait until all lines are on the disk; return the position behind them."""
+    def sync(self) -> None:
+        """Wait until all lines are on the disk."""
         with writing(self.path):
             os.fsync(self._file.fileno())
+
+    def position(self) -> int:
+        """Return the position behind the last line, in bytes."""
         return self._file.tell()
 
     def close(self) -> None:

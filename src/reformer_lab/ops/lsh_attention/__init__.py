@@ -64,8 +64,8 @@ def lsh_attention(
         chunks_before, chunks_after: chunks that a chunk sees besides itself. Never those of another round.
         causal: see no later token.
         key_padding_mask: (batch, length) bool, True = padding. Such a token sees nothing and is seen by nothing.
-        coverage: "chunk", the paper's windows of sorted chunks; "bucket", the whole bucket, exactly. Chunk settings then
-            change no result, and with given rotations no output depends on later tokens.
+        coverage: "chunk", the paper's windows of sorted chunks; "bucket", the whole bucket, exactly. Then, with given
+            `num_buckets` and rotations, chunk settings change no result and no output depends on later tokens.
         cross_bucket: see the whole window instead of the same bucket alone.
         correct_duplicates: count a pair that several rounds find once (log N_ij of appendix A), instead of as often.
         key_scale: the logit is q . k/|k| ("unit"), or that over sqrt(d_head) ("unit_over_sqrt_d").

@@ -374,6 +374,6 @@ class _Tile:
 
     def add_to_window(self, x: Tensor, addend: Tensor) -> None:
         """Add (T, W * M, D) to the keys' rows of x (N * L + 1, D)."""
-        # Chunk by chunk of the window: then no row is named twice in one call, and the sum has one order.
+        # Chunk by chunk of the window: then a row is named twice only with zeros, and the sum has one order.
         for rows, part in zip(self.key_rows.chunk(self.window_width, 1), addend.chunk(self.window_width, 1), strict=True):
             x.index_add_(0, rows.flatten(), part.flatten(0, 1))

@@ -1,6 +1,6 @@
 """LSH attention, dense and literal: the definition that every backend is held against. Time and memory O(length^2).
 
-B batch, H heads, L length, D width, R rounds. PAPER: section 2 and appendix A.
+B batch, H heads, L length, D width, R rounds. Source: the paper, section 2 and appendix A.
 """
 
 import torch
