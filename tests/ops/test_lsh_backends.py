@@ -13,7 +13,7 @@ from torch import Tensor
 from reformer_lab.ops import draw_rotations, lsh_attention
 from reformer_lab.ops.lsh_attention import chunked
 
-FAST_BACKENDS = ("torch",)
+FAST_BACKENDS = ("torch", "native")
 LIMIT = 1e-9
 
 

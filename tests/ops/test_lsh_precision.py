@@ -11,7 +11,7 @@ from reformer_lab.ops import lsh_attention
 from reformer_lab.ops.lsh_attention.options import LSHOptions
 from reformer_lab.ops.lsh_attention.reference import count_rounds
 
-FAST_BACKENDS = ("torch",)
+FAST_BACKENDS = ("torch", "native")
 ROUNDS, NUM_BUCKETS, CHUNK = 4, 8, 16
 
 

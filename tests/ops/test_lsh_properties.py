@@ -13,7 +13,7 @@ from reformer_lab.errors import UserError
 from reformer_lab.ops import draw_rotations, lsh_attention
 from reformer_lab.ops.lsh_attention import PRESETS, chunked
 
-BACKENDS = ("reference", "torch")
+BACKENDS = ("reference", "torch", "native")
 KINDS: dict[str, dict[str, Any]] = {
     "chunk": {}, "cross": {"cross_bucket": True}, "bucket": {"coverage": "bucket"},
 }  # fmt: skip
