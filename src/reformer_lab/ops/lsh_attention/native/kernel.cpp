@@ -113,7 +113,8 @@ template <class T> class Forward : public Tile<T> {
 
 // The rows of one sequence that the backward pass reads and adds to.
 template <class T> struct Gradients {
-    const T *output, *maximum, *total, *d_output, *d_logsumexp;
+    const T *maximum, *total, *d_output, *d_logsumexp;
+    const T* shift;  // d logit = weight * (d weight - shift)
     T *d_q, *d_k, *d_v;  // d_k: of the unit vectors, times the logit's scale
 };
 
@@ -180,8 +181,7 @@ template <class T> class Backward : public Tile<T> {
             // weight = exp(logit - maximum) / total; the division is done here, once for a row.
             const T inverse = to.total[position] == T(0) ? T(0) : T(1) / to.total[position];
             const T* given = to.d_output + position * width_v;
-            // d logit = weight * (d weight - shift): the softmax's own term, less what the logsumexp's gradient adds.
-            shift[i] = (Sequence<T>::dot(given, to.output + position * width_v, width_v) - to.d_logsumexp[position]) * inverse;
+            shift[i] = to.shift[position] * inverse;
             base[i] = finite(to.maximum[position]);
             T* scaled = d_output.get() + i * this->width_v;
             for (int64_t d = 0; d < width_v; ++d) scaled[d] = given[d] * inverse;
@@ -200,7 +200,15 @@ template <class T> class Backward : public Tile<T> {
                                   this->k_columns.get() + begin, this->STRIDE, this->scores.get() + at, this->STRIDE);
                 product<T, false>(b - a, (end - begin) / S::N, width_v, d_output.get() + a * this->width_v, this->width_v, 1,
                                   this->v_columns.get() + begin, this->STRIDE, this->weights.get() + at, this->STRIDE);
-                for (int64_t i = a; i < b; ++i) differentiate(i, begin, end);
+                for (int64_t i = a; i < b; ++i) {
+                    if (key == this->first[0]) {
+                        for (const T* rows : {sequence.q, static_cast<const T*>(to.d_q), static_cast<const T*>(to.d_k)})
+                            this->prefetch(i, rows, width);
+                        for (const T* rows : {sequence.v, to.d_output, static_cast<const T*>(to.d_v)})
+                            this->prefetch(i, rows, width_v);
+                    }
+                    differentiate(i, begin, end);
+                }
                 product<T, true>(b - a, this->width / S::N, std::min(end, this->keys) - begin, this->scores.get() + at,
                                  this->STRIDE, 1, this->k.get() + begin * this->width, this->width, d_q.get() + a * this->width,
                                  this->width);
@@ -277,9 +285,14 @@ void backward(const Problem& problem, const T* output, const T* maximum, const T
               T* d_qk, T* d_v) {
     each_sequence<Backward<T>, T>(problem, [&](const Sequence<T>& sequence, int64_t threads, auto& scratch) {
         const int64_t row = sequence.index * problem.length;
-        Buffer<T> d_k(problem.length * problem.width);
-        const Gradients<T> to{output + row * problem.width_v, maximum + row, total + row, d_output + row * problem.width_v,
-                              d_logsumexp + row, d_qk + row * problem.width, d_k.get(), d_v + row * problem.width_v};
+        Buffer<T> d_k(problem.length * problem.width), shift(problem.length);
+        const Gradients<T> to{maximum + row, total + row, d_output + row * problem.width_v, d_logsumexp + row, shift.get(),
+                              d_qk + row * problem.width, d_k.get(), d_v + row * problem.width_v};
+        // The softmax's own term, less what the gradient of the logsumexp adds.
+        for (int64_t i = 0; i < problem.length; ++i) {
+            const int64_t at = i * problem.width_v;
+            shift.get()[i] = Sequence<T>::dot(to.d_output + at, output + row * problem.width_v + at, problem.width_v) - to.d_logsumexp[i];
+        }
         std::fill_n(to.d_q, problem.length * problem.width, T(0));
         std::fill_n(to.d_v, problem.length * problem.width_v, T(0));
         each_block(sequence, threads, scratch, [&](Backward<T>& tile, int64_t round, int64_t place, int64_t end) {

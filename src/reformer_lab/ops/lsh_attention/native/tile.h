@@ -116,6 +116,16 @@ template <class T> struct Tile {
         }
     }
 
+    // Ask for a row that the next block gathers, the one of query i there: rows lie anywhere in the sequence, and a processor
+    // that meets them when it needs them waits for the memory half of the time. Asked for all at once they would queue up.
+    void prefetch(int64_t i, const T* rows, int64_t row_width) const {
+        const auto& order = sequence->rounds[round].order;
+        const uint64_t place = query_place + QUERIES + i;
+        if (place >= order.size()) return;
+        for (int64_t d = 0; d < row_width; d += CELL_BYTES / sizeof(T))
+            __builtin_prefetch(rows + order[place] * row_width + d, 0, 3);
+    }
+
     // The rows of keys [begin, end) too; `backward` also wants the values by columns.
     void load_keys(int64_t begin, int64_t end, bool backward) {
         key_place = begin, keys = end - begin;
