@@ -66,7 +66,7 @@ class _NativeLSHAttention(torch.autograd.Function):
 class _Problem(ctypes.Structure):
     """The `Problem` of layout.h, field by field."""
 
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         *((name, ctypes.c_void_p) for name in ("qk", "v", "buckets", "padding")),
         *((name, ctypes.c_int64) for name in (
             "sequences", "heads", "length", "width", "width_v", "rounds", "chunk_length", "before", "after",
@@ -92,8 +92,8 @@ class _Call:
         before, after = (0 if whole else min(n, chunks) for n in (options.chunks_before, options.chunks_after))
         if length * (before + after + 2) >= CODE_LIMIT:
             raise UserError(
-                f"length={length} with windows of {before + after + 1} chunks is beyond the 32-bit numbers of backend='native': "
-                "use backend='torch'"
+                f"length={length} with windows of {before + after + 1} chunks is beyond the 32-bit numbers of "
+                "backend='native': use backend='torch'"
             )
         work = batch * heads * length * options.num_hashes
         self.problem = _Problem(

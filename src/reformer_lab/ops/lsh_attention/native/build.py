@@ -17,7 +17,10 @@ from reformer_lab.folders import CACHE_VARIABLE, cache_folder
 COMPILERS = ("c++", "g++", "clang++")
 COMPILER_VARIABLE = "CXX"
 # No -ffast-math: NaN, infinities and the order of sums keep their meaning.
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC", "-pthread", "-Wno-psabi")
+FLAGS = (
+    "-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC", "-pthread",
+    "-Wno-psabi",
+)  # fmt: skip
 TIMEOUT_SECONDS = 300
 _SOURCES = Path(__file__).parent
 
@@ -45,7 +48,7 @@ def library() -> tuple[ctypes.CDLL | None, None] | tuple[None, str]:
 def find_compiler() -> list[str] | None:
     """Return the command of the C++ compiler: $CXX, or the first that is installed."""
     named = os.environ.get(COMPILER_VARIABLE)
-    for command in ([shlex.split(named)] if named else [[name] for name in COMPILERS]):
+    for command in [shlex.split(named)] if named else [[name] for name in COMPILERS]:
         found = shutil.which(command[0]) if command else None
         if found:
             return [found, *command[1:]]
@@ -54,7 +57,7 @@ def find_compiler() -> list[str] | None:
 
 def identity(compiler: list[str]) -> str:
     """Return a digest of all that the compiled kernel follows from: sources, flags, compiler and processor."""
-    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=True).stdout
+    version = _run([*compiler, "--version"])
     digest = hashlib.sha256(repr((compiler, version, FLAGS, _processor())).encode())
     for source in sorted((*_SOURCES.glob("*.cpp"), *_SOURCES.glob("*.h"))):
         digest.update(source.read_bytes())
@@ -62,16 +65,19 @@ def identity(compiler: list[str]) -> str:
 
 
 def compile_kernel(compiler: list[str], path: Path) -> None:
-    """Compile the kernel to `path`, which appears whole or not at all: processes that do it at once do not disturb each other."""
+    """Compile the kernel to `path`, which appears whole or not at all: several processes may do it at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{secrets.token_hex(4)}.part")
     try:
-        command = [*compiler, *FLAGS, str(_SOURCES / "kernel.cpp"), "-o", str(temporary)]
-        subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=True)
+        _run([*compiler, *FLAGS, str(_SOURCES / "kernel.cpp"), "-o", str(temporary)])
         temporary.replace(path)
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _run(command: list[str]) -> str:
+    return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=True).stdout
 
 
 def _processor() -> str:
