@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from reformer_lab.ops.lsh_attention import unusable
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sets:
@@ -158,3 +160,8 @@ def padding_mask(kind: str, batch: int, length: int, seed: int = 0) -> Tensor | 
         elif kind == "row":
             mask[b] = b == batch - 1
     return mask
+
+
+def usable(*backends: str) -> tuple[str, ...]:
+    """Return those of the backends that can be used here; where "native" cannot, test_lsh_native.py skips and says why."""
+    return tuple(name for name in backends if unusable(name) is None)

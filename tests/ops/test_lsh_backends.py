@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from brute_force import padding_mask, random_buckets, vectors
+from brute_force import padding_mask, random_buckets, usable, vectors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch import Tensor
 from reformer_lab.ops import draw_rotations, lsh_attention
 from reformer_lab.ops.lsh_attention import chunked
 
-FAST_BACKENDS = ("torch",)
+FAST_BACKENDS = usable("torch", "native")
 LIMIT = 1e-9
 
 

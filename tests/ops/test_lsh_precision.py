@@ -4,14 +4,14 @@ from typing import Any
 
 import pytest
 import torch
-from brute_force import assert_as_exact_as_naive, naive, padding_mask, random_buckets, vectors
+from brute_force import assert_as_exact_as_naive, naive, padding_mask, random_buckets, usable, vectors
 from torch import Tensor
 
 from reformer_lab.ops import lsh_attention
 from reformer_lab.ops.lsh_attention.options import LSHOptions
 from reformer_lab.ops.lsh_attention.reference import count_rounds
 
-FAST_BACKENDS = ("torch",)
+FAST_BACKENDS = usable("torch", "native")
 ROUNDS, NUM_BUCKETS, CHUNK = 4, 8, 16
 
 

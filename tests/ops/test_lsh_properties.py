@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from brute_force import padding_mask, random_buckets, vectors
+from brute_force import padding_mask, random_buckets, usable, vectors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,7 +13,7 @@ from reformer_lab.errors import UserError
 from reformer_lab.ops import draw_rotations, lsh_attention
 from reformer_lab.ops.lsh_attention import PRESETS, chunked
 
-BACKENDS = ("reference", "torch")
+BACKENDS = usable("reference", "torch", "native")
 KINDS: dict[str, dict[str, Any]] = {
     "chunk": {}, "cross": {"cross_bucket": True}, "bucket": {"coverage": "bucket"},
 }  # fmt: skip
@@ -159,11 +159,12 @@ def test_draws_come_from_the_generator_alone(backend: str) -> None:
 
 @pytest.mark.usefixtures("global_random_state")
 @pytest.mark.parametrize("kind", KINDS)
-def test_same_bits_twice(kind: str) -> None:
+@pytest.mark.parametrize("backend", usable("torch", "native"))
+def test_same_bits_twice(backend: str, kind: str) -> None:
     def call() -> list[torch.Tensor]:
         qk = vectors(2, 4, 200, 16, seed=1, dtype=torch.float32).requires_grad_()
         v = vectors(2, 4, 200, 16, seed=2, dtype=torch.float32).requires_grad_()
-        result = lsh_attention(qk, v, chunk_length=16, dropout_p=0.1, backend="torch", **KINDS[kind])
+        result = lsh_attention(qk, v, chunk_length=16, dropout_p=0.1, backend=backend, **KINDS[kind])
         result.output.square().sum().backward()
         assert qk.grad is not None
         assert v.grad is not None
@@ -182,11 +183,12 @@ def test_rotations_are_independent_for_examples_and_heads() -> None:
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
-def test_dropout_keeps_the_mean_and_is_one_mask_for_all_rounds(p: float) -> None:
+@pytest.mark.parametrize("backend", usable("torch", "native"))
+def test_dropout_keeps_the_mean_and_is_one_mask_for_all_rounds(backend: str, p: float) -> None:
     """One bucket in every round: a pair that is dropped must be dropped in each, or the union would still see it."""
     qk, v = torch.zeros(1, 1, 400, 4, dtype=torch.float64), torch.eye(400, dtype=torch.float64)[None, None]
     output = lsh_attention(
-        qk, v, num_hashes=3, num_buckets=2, chunk_length=400, dropout_p=p, correct_duplicates=False, backend="torch"
+        qk, v, num_hashes=3, num_buckets=2, chunk_length=400, dropout_p=p, correct_duplicates=False, backend=backend
     ).output[0, 0]
     seen = torch.ones(400, 400).tril(-1).bool()
     kept = output[seen] > 0

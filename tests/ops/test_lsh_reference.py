@@ -4,13 +4,13 @@ import math
 
 import pytest
 import torch
-from brute_force import Sets, brute_force, padding_mask, random_buckets, vectors
+from brute_force import Sets, brute_force, padding_mask, random_buckets, usable, vectors
 from hypothesis import given
 from hypothesis import strategies as st
 
 from reformer_lab.ops import lsh_attention, shared_qk_attention
 
-BACKENDS = ("reference", "torch")
+BACKENDS = usable("reference", "torch", "native")
 
 
 def options_of(sets: Sets) -> dict[str, object]:

@@ -16,8 +16,8 @@ def main(argv: list[str]) -> int:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.parse_args(argv)
 
-    from reformer_lab.data.cache import cache_folder
-    from reformer_lab.ops.lsh_attention import BACKENDS
+    from reformer_lab.folders import cache_folder
+    from reformer_lab.ops.lsh_attention import BACKENDS, unusable
     from reformer_lab.training.display import size
     from reformer_lab.training.tracking import environment
 
@@ -30,9 +30,13 @@ def main(argv: list[str]) -> int:
         "cpu": f"{facts['cpu']}, {facts['cpu_count']} cores, {size(facts['memory_bytes'])} of memory",
         "torch threads": facts["threads"],
         "gpus": ", ".join(facts["gpus"]) or "none",
-        "lsh_attention": f"backends {', '.join(BACKENDS)}",
+        "lsh_attention": "backends " + ", ".join(_backend(name, unusable(name)) for name in BACKENDS),
         "cache": cache_folder(),
     }
     for name, value in rows.items():
         print(f"{name:<14} {value}")
     return 0
+
+
+def _backend(name: str, why_not: str | None) -> str:
+    return name if why_not is None else f"{name} (unusable: {why_not})"

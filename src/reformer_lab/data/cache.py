@@ -15,18 +15,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from reformer_lab.errors import UserError
+from reformer_lab.folders import CACHE_VARIABLE, cache_folder
 
-CACHE_VARIABLE = "REFORMER_LAB_CACHE"
 _FORMAT = 1
 _SAMPLES = 16
 _SAMPLE_BYTES = 4096
 _STALE_SECONDS = 24 * 3600
-
-
-def cache_folder() -> Path:
-    """Return the cache's root: $REFORMER_LAB_CACHE, or ~/.cache/reformer-lab. It need not exist."""
-    named = os.environ.get(CACHE_VARIABLE)
-    return Path(named).expanduser() if named else Path.home() / ".cache" / "reformer-lab"
 
 
 def entry_folder(group: str, identity: str) -> Path:

@@ -7,11 +7,11 @@ from torch import Tensor
 
 from reformer_lab.errors import UserError
 from reformer_lab.ops.hashing import bucket_factors, default_num_buckets, draw_rotations, hash_vectors
-from reformer_lab.ops.lsh_attention import chunked, reference
+from reformer_lab.ops.lsh_attention import chunked, native, reference
 from reformer_lab.ops.lsh_attention.options import LSHOptions
 from reformer_lab.ops.random import draw_seed
 
-BACKENDS = {"reference": reference.attend, "torch": chunked.attend}
+BACKENDS = {"reference": reference.attend, "torch": chunked.attend, "native": native.attend}
 
 PRESETS: dict[str, dict[str, object]] = {
     "paper": {"cross_bucket": False, "correct_duplicates": True},
@@ -74,7 +74,7 @@ def lsh_attention(
             global generator is never used. A host generator avoids a synchronisation with the GPU.
         rotations: (batch or 1, heads or 1, d_head, num_hashes, half the sum of the factors), instead of drawn ones.
         buckets: (batch, heads, num_hashes, length) int64, instead of hashing: replays an earlier result.
-        backend: "auto", or a name in `BACKENDS`.
+        backend: a name in `BACKENDS`, or "auto": "native" on a CPU where it can be used, otherwise "torch".
 
     A token attends to itself only if it can see nothing else in any round; a row that sees nothing at all gives output 0
     and logsumexp -inf. Softmax and logsumexp are computed in fp32 or better.
@@ -95,6 +95,7 @@ def lsh_attention(
     )  # fmt: skip
     if backend != "auto" and backend not in BACKENDS:
         raise UserError(f"backend={backend!r}: must be auto or one of {', '.join(BACKENDS)}")
+    backend = _choose(backend, qk)
 
     if num_buckets is None:
         num_buckets = default_num_buckets(length, chunk_length)
@@ -118,10 +119,24 @@ def lsh_attention(
         padding = key_padding_mask
         hidden = padding[:, None, :, None]
         qk, v = qk.masked_fill(hidden, 0), v.masked_fill(hidden, 0)  # not even a NaN comes through
-    attend = BACKENDS["torch" if backend == "auto" else backend]
+    attend = BACKENDS[backend]
     with torch.autocast(qk.device.type, enabled=False):
         output, logsumexp = attend(qk, v, buckets, padding, options)
     return LSHAttentionResult(output, logsumexp, buckets)
+
+
+def unusable(backend: str, device: torch.device | None = None, dtype: torch.dtype | None = None) -> str | None:
+    """Return in one line why a backend cannot be used for such tensors, or at all; None if it can."""
+    return native.unusable(device, dtype) if backend == "native" else None
+
+
+def _choose(backend: str, x: Tensor) -> str:
+    if backend == "auto":
+        return "native" if x.device.type == "cpu" and unusable("native", x.device, x.dtype) is None else "torch"
+    why_not = unusable(backend, x.device, x.dtype)
+    if why_not is not None:
+        raise UserError(f"backend={backend!r} cannot be used: {why_not}")
+    return backend
 
 
 def _logit_scale(key_scale: str, d_head: int) -> float:

@@ -1,0 +1,51 @@
+// Threads for the length of one loop, and memory for one thread.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <exception>
+#include <mutex>
+#include <new>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+// Call body(worker, i) for every i below `count`, on up to `threads` threads: which one takes which i is left to chance.
+// No pool stays behind (it would fight with torch's); starting a thread costs some 20 microseconds.
+template <class Body> void parallel_for(int64_t count, int64_t threads, Body body) {
+    threads = std::min(threads, count);
+    std::atomic<int64_t> next{0};
+    std::exception_ptr error;
+    std::mutex error_lock;
+    auto work = [&](int64_t worker) {
+        try {
+            for (int64_t i = next++; i < count; i = next++) body(worker, i);
+        } catch (...) {
+            std::lock_guard<std::mutex> hold(error_lock);
+            error = std::current_exception();
+        }
+    };
+    std::vector<std::thread> others;
+    try {
+        for (int64_t worker = 1; worker < threads; ++worker) others.emplace_back(work, worker);
+    } catch (const std::system_error&) {
+        // The system gives no more threads: those that run share the work.
+    }
+    work(0);
+    for (auto& thread : others) thread.join();
+    if (error) std::rethrow_exception(error);
+}
+
+// Numbers at an address that vectors like; zero at first.
+template <class T> class Buffer {
+  public:
+    explicit Buffer(int64_t size) : data_(new (std::align_val_t(64)) T[size]()) {}
+    Buffer(const Buffer&) = delete;
+    Buffer& operator=(const Buffer&) = delete;
+    ~Buffer() { ::operator delete[](data_, std::align_val_t(64)); }
+    T* get() { return data_; }
+
+  private:
+    T* data_;
+};

@@ -1,0 +1,182 @@
+"""The backend in C++, beyond what every backend is held to: threads, odd sizes, and machines without a compiler."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from brute_force import padding_mask, random_buckets, vectors
+from torch import Tensor
+
+from reformer_lab.errors import UserError
+from reformer_lab.ops import lsh_attention
+from reformer_lab.ops.lsh_attention import native, unusable
+from reformer_lab.ops.lsh_attention.native import build
+
+WHY_NOT = unusable("native")
+needs_compiler = pytest.mark.skipif(WHY_NOT is not None, reason=f"backend='native' cannot be used here: {WHY_NOT}")
+KINDS: dict[str, dict[str, Any]] = {"chunk": {}, "cross": {"cross_bucket": True}, "bucket": {"coverage": "bucket"}}
+
+
+def call(qk: Tensor, v: Tensor, **options: Any) -> list[Tensor]:
+    qk, v = qk.clone().requires_grad_(), v.clone().requires_grad_()
+    result = lsh_attention(qk, v, **options)
+    (result.output.sin().sum() + result.logsumexp.nan_to_num(neginf=0).sin().sum()).backward()
+    assert qk.grad is not None
+    assert v.grad is not None
+    return [result.output.detach(), result.logsumexp.detach(), qk.grad, v.grad]
+
+
+def assert_as_the_reference(qk: Tensor, v: Tensor, **options: Any) -> None:
+    expected, found = (call(qk, v, backend=backend, **options) for backend in ("reference", "native"))
+    for one, two in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=1e-9)
+
+
+@needs_compiler
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("heads", [1, 4])
+def test_same_bits_for_any_number_of_threads(heads: int, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few heads: several threads share one. The length gives several segments, some longer than they must be."""
+    monkeypatch.setattr(native, "ROWS_PER_THREAD", 1)
+    length = 5000
+    qk, v = (vectors(1, heads, length, 8, seed=seed, dtype=torch.float32) for seed in (1, 2))
+    mask = padding_mask("random", 1, length)
+    found = []
+    for threads in (1, 2, 3, 7):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        found.append(call(qk, v, num_buckets=(8, 8), chunk_length=32, key_padding_mask=mask, dropout_p=0.1, backend="native",
+                          **KINDS[kind]))  # fmt: skip
+    for other in found[1:]:
+        for one, two in zip(found[0], other, strict=True):
+            assert torch.equal(one, two)
+
+
+@needs_compiler
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_windows_of_many_blocks_of_keys(kind: str, causal: bool) -> None:
+    """Buckets and windows longer than a block of queries and than one of keys."""
+    buckets = random_buckets(1, 1, 2, 700, 2)
+    assert_as_the_reference(
+        vectors(1, 1, 700, 8, seed=1), vectors(1, 1, 700, 8, seed=2), num_hashes=2, buckets=buckets, chunk_length=150,
+        chunks_after=1, causal=causal, **KINDS[kind],
+    )  # fmt: skip
+
+
+@needs_compiler
+@pytest.mark.parametrize("widths", [(1, 1), (3, 64), (17, 5), (64, 64), (70, 130), (128, 33)], ids=str)
+def test_widths(widths: tuple[int, int]) -> None:
+    assert_as_the_reference(vectors(1, 2, 150, widths[0], seed=1), vectors(1, 2, 150, widths[1], seed=2), chunk_length=16)
+
+
+@needs_compiler
+@pytest.mark.parametrize("size", [1e-160, 1e-6, 30, 1e3, 1e6], ids=str)
+def test_logits_of_any_size(size: float) -> None:
+    """Weights that underflow, and a softmax that is one-hot; d_qk is large where qk is small, so outputs alone."""
+    qk, v = vectors(1, 2, 200, 8, seed=1) * size, vectors(1, 2, 200, 8, seed=2)
+    found, expected = (lsh_attention(qk, v, chunk_length=32, backend=backend) for backend in ("native", "reference"))
+    torch.testing.assert_close(found.output, expected.output, rtol=0, atol=1e-9)
+    torch.testing.assert_close(found.logsumexp, expected.logsumexp, rtol=1e-12, atol=1e-12)
+
+
+@needs_compiler
+def test_nan_stays_nan() -> None:
+    qk, v = vectors(1, 1, 20, 4, seed=1), vectors(1, 1, 20, 4, seed=2)
+    qk[0, 0, 3, 1] = math.nan
+    buckets = torch.zeros(1, 1, 1, 20, dtype=torch.int64)
+    result = lsh_attention(qk, v, num_hashes=1, buckets=buckets, chunk_length=32, backend="native")
+    assert result.output[0, 0, 3:].isnan().all()
+    assert result.output[0, 0, :3].isfinite().all()
+
+
+@needs_compiler
+def test_bucket_ids_far_apart() -> None:
+    """Such ids are not counted but compared while sorting."""
+    buckets = (random_buckets(1, 2, 3, 90, 5) - 2) * 10**15
+    for options in KINDS.values():
+        assert_as_the_reference(vectors(1, 2, 90, 4, seed=1), vectors(1, 2, 90, 4, seed=2), num_hashes=3, buckets=buckets,
+                                chunk_length=8, **options)  # fmt: skip
+
+
+@needs_compiler
+def test_window_wider_than_the_sequence() -> None:
+    assert_as_the_reference(vectors(1, 1, 50, 4, seed=1), vectors(1, 1, 50, 4, seed=2), chunk_length=8, chunks_before=10**12)
+
+
+@needs_compiler
+def test_too_many_codes_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "CODE_LIMIT", 100)
+    with pytest.raises(UserError, match=r"length=50 .*backend='torch'"):
+        lsh_attention(vectors(1, 1, 50, 4), vectors(1, 1, 50, 4), backend="native")
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+def test_auto_takes_it_on_a_cpu(dtype: torch.dtype) -> None:
+    qk = vectors(1, 1, 10, 4, dtype=dtype).requires_grad_()
+    assert "Native" in lsh_attention(qk, qk, chunk_length=4).output.grad_fn.name()  # type: ignore[union-attr]
+
+
+@pytest.fixture
+def fresh_library() -> Iterator[None]:
+    """Forget the loaded kernel before and after."""
+    build.library.cache_clear()
+    yield
+    build.library.cache_clear()
+
+
+@pytest.mark.usefixtures("fresh_library")
+def test_without_a_compiler_auto_is_torch_and_native_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    qk = vectors(1, 1, 10, 4).requires_grad_()
+    assert "Chunked" in lsh_attention(qk, qk, chunk_length=4).output.grad_fn.name()  # type: ignore[union-attr]
+    with pytest.raises(UserError, match=r"backend='native' cannot be used: no C\+\+ compiler found .*\$CXX"):
+        lsh_attention(qk, qk, chunk_length=4, backend="native")
+
+
+@pytest.mark.usefixtures("fresh_library")
+def test_a_compiler_that_fails_is_quoted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    compiler = tmp_path / "broken"
+    compiler.write_text("#!/bin/sh\n[ \"$1\" = --version ] && exit 0\necho 'kernel.cpp:1: error: no such luck' >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.setenv("REFORMER_LAB_CACHE", str(tmp_path / "cache"))
+    why_not = unusable("native")
+    assert why_not is not None
+    assert "no such luck" in why_not
+    assert not list((tmp_path / "cache").rglob("*.*"))
+
+
+@pytest.mark.usefixtures("fresh_library")
+@needs_compiler
+def test_a_cache_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("REFORMER_LAB_CACHE", str(tmp_path / "file" / "cache"))
+    why_not = unusable("native")
+    assert why_not is not None
+    assert "REFORMER_LAB_CACHE" in why_not
+
+
+def test_the_kernel_is_named_after_all_it_follows_from(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    compiler = tmp_path / "c++"
+    compiler.write_text("#!/bin/sh\necho version 1\n")
+    compiler.chmod(0o755)
+    names = {build.identity([str(compiler)])}
+    assert names == {build.identity([str(compiler)])}
+    monkeypatch.setattr(build, "FLAGS", (*build.FLAGS, "-DOTHER"))
+    names.add(build.identity([str(compiler)]))
+    compiler.write_text("#!/bin/sh\necho version 2\n")
+    names.add(build.identity([str(compiler)]))
+    monkeypatch.setattr(build, "_processor", lambda: "another")
+    names.add(build.identity([str(compiler)]))
+    assert len(names) == 4
+
+
+def test_other_devices_are_refused() -> None:
+    qk = torch.empty(1, 1, 10, 4, device="meta")
+    with pytest.raises(UserError, match="computes on CPUs"):
+        lsh_attention(qk, qk, backend="native")
