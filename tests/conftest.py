@@ -1,6 +1,7 @@
 """Fixtures for every test folder."""
 
 import random
+import signal
 from collections.abc import Callable, Iterator
 
 import numpy
@@ -11,6 +12,9 @@ from hypothesis import settings
 # Examples follow from the test's name, so that a failure is found again; no deadline, as machines differ.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
+
+# A shell's background job ignores Ctrl-C, and so would every process that a test starts and interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
