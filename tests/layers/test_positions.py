@@ -68,14 +68,14 @@ def test_sinusoidal_values(d_model: int) -> None:
     assert not list(SinusoidalPositions(d_model).parameters())
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_the_gradient_of_axial_positions_is_the_same_bits_every_time(threads: int) -> None:
-    positions = AxialPositions((32, 64), (64, 192))
-    upstream = torch.randn(2048, 256, generator=torch.Generator().manual_seed(0))
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        found = [torch.autograd.grad(positions(2048), list(positions.parameters()), upstream) for _ in range(20)]
-    finally:
-        torch.set_num_threads(before)
-    assert all(torch.equal(one, first) for grads in found for one, first in zip(grads, found[0], strict=True))
+def test_the_gradient_of_axial_positions_is_a_plain_sum() -> None:
+    """No index in the graph: torch lists its backward pass among the nondeterministic ones."""
+    output = AxialPositions((32, 64), (64, 192))(2000)
+    names, waiting = set(), [output.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None:
+            names.add(node.name())
+            waiting += [earlier for earlier, _ in node.next_functions]
+    assert "ExpandBackward0" in names
+    assert not [name for name in names if name.startswith(("Index", "Gather", "Embedding"))]

@@ -27,8 +27,8 @@ class AxialPositions(nn.Module):
     def forward(self, length: int) -> Tensor:
         """Return (length, sum of dims); a UserError names a length above the number of places."""
         _check_length(length, math.prod(self.shape))
-        # The grid down to the last row that is needed. Spread, not indexed: the backward pass of an index adds in no fixed
-        # order where there are several threads.
+        # The grid down to the last row that is needed. Spread, not indexed: torch lists the backward pass of an index among
+        # its nondeterministic operations, and that of a spread table is a plain sum.
         sides = (-(-length // math.prod(self.shape[1:])), *self.shape[1:])
         columns = []
         for axis, table in enumerate(self.tables):
