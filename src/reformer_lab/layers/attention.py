@@ -5,13 +5,12 @@ B batch, H heads, L length, D width of a head.
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from reformer_lab.ops.full_attention import full_attention, shared_qk_attention
-from reformer_lab.ops.hashing import default_num_buckets, draw_rotations, hash_vectors
+from reformer_lab.ops.hashing import default_num_buckets, draw_rotations
 from reformer_lab.ops.local_attention import local_attention
-from reformer_lab.ops.lsh_attention import lsh_attention
+from reformer_lab.ops.lsh_attention import lsh_attention, lsh_buckets
 from reformer_lab.ops.random import CallSeeds, Draws
 
 
@@ -106,6 +105,7 @@ class LSHSelfAttention(SelfAttention):
 
     Rotations are drawn for each call in training, and are fixed in evaluation. Layers with other seeds draw others.
 
+    >>> import torch
     >>> layer = LSHSelfAttention(d_model=32, num_heads=2, d_head=16, num_hashes=4, chunk_length=8)
     >>> layer(torch.zeros(1, 100, 32)).shape
     torch.Size([1, 100, 32])
@@ -145,5 +145,4 @@ class LSHSelfAttention(SelfAttention):
         rotations = draw_rotations(
             batch, self.num_heads, self.d_head, self.num_hashes, num_buckets, draws.generator("rotations")
         )
-        with torch.autocast(qk.device.type, enabled=False):
-            return hash_vectors(qk, rotations, num_buckets)
+        return lsh_buckets(qk, rotations, num_buckets, backend=self.options["backend"])

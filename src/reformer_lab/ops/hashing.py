@@ -50,6 +50,18 @@ def draw_rotations(
     return torch.randn(shape, generator=generator, device=generator.device, dtype=dtype)
 
 
+def check_rotations(x: Tensor, rotations: Tensor, factors: tuple[int, ...]) -> None:
+    """Raise a UserError unless the rotations fit vectors x (B, H, L, D) and the factors."""
+    batch, heads, _, width = x.shape
+    columns = sum(factors) // 2
+    fits = rotations.dim() == 5 and (rotations.shape[2], rotations.shape[4]) == (width, columns)
+    if not fits or rotations.shape[0] not in (1, batch) or rotations.shape[1] not in (1, heads):
+        raise UserError(
+            f"rotations of shape {tuple(rotations.shape)} do not fit vectors of shape {tuple(x.shape)} and "
+            f"num_buckets={factors}: expected ({batch} or 1, {heads} or 1, {width}, rounds, {columns})"
+        )
+
+
 def hash_vectors(x: Tensor, rotations: Tensor, num_buckets: int | Sequence[int]) -> Tensor:
     """Return bucket ids (B, H, R, L), int64, of raw vectors x (B, H, L, D).
 
@@ -57,14 +69,7 @@ def hash_vectors(x: Tensor, rotations: Tensor, num_buckets: int | Sequence[int])
     is the least significant digit. `rotations`: (B or 1, H or 1, D, R, F).
     """
     factors = bucket_factors(num_buckets)
-    batch, heads, _, width = x.shape
-    columns = sum(factors) // 2
-    fits = rotations.dim() == 5 and (rotations.shape[2], rotations.shape[4]) == (width, columns)
-    if not fits or rotations.shape[0] not in (1, batch) or rotations.shape[1] not in (1, heads):
-        raise UserError(
-            f"rotations of shape {tuple(rotations.shape)} do not fit vectors of shape {tuple(x.shape)} and "
-            f"num_buckets={num_buckets!r}: expected ({batch} or 1, {heads} or 1, {width}, rounds, {columns})"
-        )
+    check_rotations(x, rotations, factors)
     dtype = torch.promote_types(x.dtype, torch.float32)
     x_BHLD, rotations = x.detach().to(dtype), rotations.detach().to(x.device, dtype)
     rounds = []

@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 
 from reformer_lab.errors import UserError
-from reformer_lab.ops.hashing import bucket_factors, default_num_buckets, draw_rotations, hash_vectors
-from reformer_lab.ops.lsh_attention import chunked, native, reference
+from reformer_lab.ops.hashing import bucket_factors, check_rotations, default_num_buckets, draw_rotations
+from reformer_lab.ops.lsh_attention import operator, reference
+from reformer_lab.ops.lsh_attention.operator import BACKENDS as BACKENDS
+from reformer_lab.ops.lsh_attention.operator import choose_backend as choose_backend
+from reformer_lab.ops.lsh_attention.operator import unusable as unusable
 from reformer_lab.ops.lsh_attention.options import LSHOptions
 from reformer_lab.ops.random import draw_seed
-
-BACKENDS = {"reference": reference.attend, "torch": chunked.attend, "native": native.attend}
 
 PRESETS: dict[str, dict[str, object]] = {
     "paper": {"cross_bucket": False, "correct_duplicates": True},
@@ -83,6 +84,8 @@ def lsh_attention(
         UserError: (a ValueError) names the value that cannot be used and the remedy.
     """
     _check_inputs(qk, v, key_padding_mask)
+    if backend not in ("auto", *BACKENDS):
+        raise UserError(f"backend={backend!r}: must be auto or one of {', '.join(BACKENDS)}")
     batch, heads, length, d_head = qk.shape
     given = buckets if buckets is not None else rotations
     rounds_at = 2 if buckets is not None else 3
@@ -93,25 +96,23 @@ def lsh_attention(
         causal=causal, coverage=coverage, cross_bucket=cross_bucket, correct_duplicates=correct_duplicates,
         logit_scale=_logit_scale(key_scale, d_head), dropout_p=dropout_p,
     )  # fmt: skip
-    if backend != "auto" and backend not in BACKENDS:
-        raise UserError(f"backend={backend!r}: must be auto or one of {', '.join(BACKENDS)}")
-    backend = _choose(backend, qk)
-
     if num_buckets is None:
         num_buckets = default_num_buckets(length, chunk_length)
     bucket_factors(num_buckets)  # a wrong number is an error even where buckets are given
-    if generator is None:
+    if generator is None and (dropout_p > 0 or (buckets is None and rotations is None)):
         generator = torch.Generator().manual_seed(0)
     if buckets is None:
         if rotations is None:
+            assert generator is not None
             rotations = draw_rotations(batch, heads, d_head, num_hashes, num_buckets, generator)
-        buckets = hash_vectors(qk, rotations, num_buckets)
+        buckets = lsh_buckets(qk, rotations, num_buckets, backend=backend)
     elif buckets.shape != (batch, heads, num_hashes, length) or buckets.dtype != torch.int64:
         raise UserError(
             f"buckets of shape {tuple(buckets.shape)}, {buckets.dtype}: "
             f"expected {(batch, heads, num_hashes, length)}, torch.int64"
         )
     if dropout_p > 0:
+        assert generator is not None
         options = options.with_dropout_seed(draw_seed(generator))
 
     padding = None
@@ -119,24 +120,24 @@ def lsh_attention(
         padding = key_padding_mask
         hidden = padding[:, None, :, None]
         qk, v = qk.masked_fill(hidden, 0), v.masked_fill(hidden, 0)  # not even a NaN comes through
-    attend = BACKENDS[backend]
-    with torch.autocast(qk.device.type, enabled=False):
-        output, logsumexp = attend(qk, v, buckets, padding, options)
+    if backend == "reference":
+        with torch.autocast(qk.device.type, enabled=False):
+            output, logsumexp = reference.attend(qk, v, buckets, padding, options)
+    else:
+        output, logsumexp = operator.attend(backend, qk, v, buckets, padding, options)
     return LSHAttentionResult(output, logsumexp, buckets)
 
 
-def unusable(backend: str, device: torch.device | None = None, dtype: torch.dtype | None = None) -> str | None:
-    """Return in one line why a backend cannot be used for such tensors, or at all; None if it can."""
-    return native.unusable(device, dtype) if backend == "native" else None
+def lsh_buckets(
+    x: Tensor, rotations: Tensor, num_buckets: int | tuple[int, ...], *, backend: str = "auto"
+) -> Tensor:
+    """Return bucket ids (B, H, R, L), int64, of raw vectors x (B, H, L, D): `ops.hashing.hash_vectors` by the backend.
 
-
-def _choose(backend: str, x: Tensor) -> str:
-    if backend == "auto":
-        return "native" if x.device.type == "cpu" and unusable("native", x.device, x.dtype) is None else "torch"
-    why_not = unusable(backend, x.device, x.dtype)
-    if why_not is not None:
-        raise UserError(f"backend={backend!r} cannot be used: {why_not}")
-    return backend
+    Backends round sums differently, so a vector on the border of two buckets may go to either.
+    """
+    factors = bucket_factors(num_buckets)
+    check_rotations(x, rotations, factors)
+    return operator.hash_vectors(backend, x, rotations, factors)
 
 
 def _logit_scale(key_scale: str, d_head: int) -> float:

@@ -12,11 +12,9 @@ The backward pass recomputes the scores of one tile after another from the saved
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from reformer_lab.ops.lsh_attention.options import PADDING_BUCKET, LSHOptions
 from reformer_lab.ops.random import keep_pairs
@@ -29,58 +27,42 @@ TILE_SCORES_ELSEWHERE = 1 << 26
 CODE_LIMIT = 2**29
 
 
-def attend(
+def forward(
     qk_BHLD: Tensor, v_BHLD: Tensor, buckets_BHRL: Tensor, padding_BL: Tensor | None, options: LSHOptions
-) -> tuple[Tensor, Tensor]:
-    """Return the output (B, H, L, D_v) and the logsumexp (B, H, L)."""
-    return _ChunkedLSHAttention.apply(qk_BHLD, v_BHLD, buckets_BHRL, padding_BL, options)
-
-
-class _ChunkedLSHAttention(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, qk_BHLD: Tensor, v_BHLD: Tensor, buckets_BHRL: Tensor, padding_BL: Tensor | None,
-                options: LSHOptions) -> tuple[Tensor, Tensor]:  # fmt: skip
-        layout = _Layout(buckets_BHRL, padding_BL, options, accumulation_dtype(qk_BHLD.dtype))
-        rows = layout.rows
-        q, v = _flat_rows(qk_BHLD), _flat_rows(v_BHLD)
-        k = unit_length(q) * options.logit_scale
-        # One row more than there are positions: the places that fill the last chunk write there.
-        output = v.new_zeros(rows + 1, v.shape[-1])
-        maximum, total = v.new_full((rows + 1,), -math.inf), v.new_zeros(rows + 1)
-        for hash_round in range(options.num_hashes):
-            for tile in layout.tiles(hash_round):
-                scores = tile.scores(q, k)
-                top = scores.amax(-1, keepdim=True)
-                weights = scores.sub_(_finite(top)).exp_()
-                partial_total = weights.sum(-1)
-                if tile.keep is not None:
-                    weights = weights * tile.keep
-                merge_into(output, total, maximum, tile.query_rows, weights @ tile.window(v), partial_total, top.squeeze(-1))
-        output, maximum, total = output[:rows], maximum[:rows], total[:rows]
-        alone = layout.alone(total)
-        output = torch.where(alone[:, None], v * layout.self_keep(), output * _inverse(total)[:, None])
-        logsumexp = torch.where(alone, (q * k).sum(-1), maximum + total.log())
-
-        output_BHLD = output.view(v_BHLD.shape).to(v_BHLD.dtype)
-        ctx.save_for_backward(qk_BHLD, v_BHLD, buckets_BHRL, padding_BL, output_BHLD, maximum, total)
-        ctx.options = options
-        return output_BHLD, logsumexp.view(qk_BHLD.shape[:3])
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, d_output_BHLD: Tensor, d_logsumexp_BHL: Tensor) -> tuple[Tensor | None, ...]:
-        with torch.autocast(d_output_BHLD.device.type, enabled=False):  # whoever asks for gradients may be under one
-            d_qk, d_v = _gradients(ctx.saved_tensors, ctx.options, d_output_BHLD, d_logsumexp_BHL)
-        return d_qk, d_v, None, None, None
-
-
-def _gradients(
-    saved: tuple[Tensor, ...], options: LSHOptions, d_output_BHLD: Tensor, d_logsumexp_BHL: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return the gradients of qk and v, from one tile after another."""
-    qk_BHLD, v_BHLD, buckets_BHRL, padding_BL, output_BHLD, maximum, total = saved
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return output, logsumexp, maximum and total (see `operator`)."""
     layout = _Layout(buckets_BHRL, padding_BL, options, accumulation_dtype(qk_BHLD.dtype))
     rows = layout.rows
+    q, v = _flat_rows(qk_BHLD), _flat_rows(v_BHLD)
+    k = unit_length(q) * options.logit_scale
+    # One row more than there are positions: the places that fill the last chunk write there.
+    output = v.new_zeros(rows + 1, v.shape[-1])
+    maximum, total = v.new_full((rows + 1,), -math.inf), v.new_zeros(rows + 1)
+    for hash_round in range(options.num_hashes):
+        for tile in layout.tiles(hash_round):
+            scores = tile.scores(q, k)
+            top = scores.amax(-1, keepdim=True)
+            weights = scores.sub_(_finite(top)).exp_()
+            partial_total = weights.sum(-1)
+            if tile.keep is not None:
+                weights = weights * tile.keep
+            merge_into(output, total, maximum, tile.query_rows, weights @ tile.window(v), partial_total, top.squeeze(-1))
+    output, maximum, total = output[:rows], maximum[:rows].clone(), total[:rows].clone()
+    alone = layout.alone(total)
+    output = torch.where(alone[:, None], v * layout.self_keep(), output * _inverse(total)[:, None])
+    logsumexp = torch.where(alone, (q * k).sum(-1), maximum + total.log())
+    shape = qk_BHLD.shape[:3]
+    return output.view(v_BHLD.shape).to(v_BHLD.dtype), logsumexp.view(shape), maximum.view(shape), total.view(shape)
+
+
+def backward(
+    qk_BHLD: Tensor, v_BHLD: Tensor, buckets_BHRL: Tensor, padding_BL: Tensor | None, output_BHLD: Tensor, maximum_BHL: Tensor,
+    total_BHL: Tensor, options: LSHOptions, d_output_BHLD: Tensor, d_logsumexp_BHL: Tensor,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Return the gradients of qk and v, from one tile after another."""
+    layout = _Layout(buckets_BHRL, padding_BL, options, accumulation_dtype(qk_BHLD.dtype))
+    rows = layout.rows
+    maximum, total = maximum_BHL.reshape(rows), total_BHL.reshape(rows)
     q, v, d_output = _flat_rows(qk_BHLD), _flat_rows(v_BHLD), _flat_rows(d_output_BHLD)
     k = unit_length(q) * options.logit_scale
     d_logsumexp = d_logsumexp_BHL.reshape(rows).to(q.dtype)

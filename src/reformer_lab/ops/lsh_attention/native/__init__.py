@@ -5,11 +5,9 @@ and keeps it in the cache; without a compiler the backend cannot be used, and `u
 """
 
 import ctypes
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from reformer_lab.errors import UserError
 from reformer_lab.ops.lsh_attention.native import build
@@ -32,35 +30,27 @@ def unusable(device: torch.device | None = None, dtype: torch.dtype | None = Non
     return build.library()[1]
 
 
-def attend(
+def forward(
     qk_BHLD: Tensor, v_BHLD: Tensor, buckets_BHRL: Tensor, padding_BL: Tensor | None, options: LSHOptions
-) -> tuple[Tensor, Tensor]:
-    """Return the output (B, H, L, D_v) and the logsumexp (B, H, L)."""
-    return _NativeLSHAttention.apply(qk_BHLD, v_BHLD, buckets_BHRL, padding_BL, options)
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return output, logsumexp, maximum and total (see `operator`)."""
+    call = _Call(qk_BHLD, v_BHLD, buckets_BHRL, padding_BL, options)
+    output_BHLD, logsumexp_BHL = torch.empty_like(call.v), call.v.new_empty(qk_BHLD.shape[:3])
+    maximum, total = torch.empty_like(logsumexp_BHL), torch.empty_like(logsumexp_BHL)
+    call.run("forward", output_BHLD, maximum, total, logsumexp_BHL)
+    return output_BHLD.to(v_BHLD.dtype), logsumexp_BHL, maximum, total
 
 
-class _NativeLSHAttention(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, qk_BHLD: Tensor, v_BHLD: Tensor, buckets_BHRL: Tensor, padding_BL: Tensor | None,
-                options: LSHOptions) -> tuple[Tensor, Tensor]:  # fmt: skip
-        call = _Call(qk_BHLD, v_BHLD, buckets_BHRL, padding_BL, options)
-        output_BHLD, logsumexp_BHL = torch.empty_like(call.v), call.v.new_empty(qk_BHLD.shape[:3])
-        maximum, total = torch.empty_like(logsumexp_BHL), torch.empty_like(logsumexp_BHL)
-        call.run("forward", output_BHLD, maximum, total, logsumexp_BHL)
-        output_BHLD = output_BHLD.to(v_BHLD.dtype)
-        ctx.save_for_backward(qk_BHLD, v_BHLD, buckets_BHRL, padding_BL, output_BHLD, maximum, total)
-        ctx.options = options
-        return output_BHLD, logsumexp_BHL
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, d_output_BHLD: Tensor, d_logsumexp_BHL: Tensor) -> tuple[Tensor | None, ...]:
-        qk_BHLD, v_BHLD, buckets_BHRL, padding_BL, output_BHLD, maximum, total = ctx.saved_tensors
-        call = _Call(qk_BHLD, v_BHLD, buckets_BHRL, padding_BL, ctx.options)
-        d_qk_BHLD, d_v_BHLD = torch.empty_like(call.qk), torch.empty_like(call.v)
-        rows = [x.to(call.qk.dtype).contiguous() for x in (output_BHLD, maximum, total, d_output_BHLD, d_logsumexp_BHL)]
-        call.run("backward", *rows, d_qk_BHLD, d_v_BHLD)
-        return d_qk_BHLD.to(qk_BHLD.dtype), d_v_BHLD.to(v_BHLD.dtype), None, None, None
+def backward(
+    qk_BHLD: Tensor, v_BHLD: Tensor, buckets_BHRL: Tensor, padding_BL: Tensor | None, output_BHLD: Tensor, maximum: Tensor,
+    total: Tensor, options: LSHOptions, d_output_BHLD: Tensor, d_logsumexp_BHL: Tensor,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Return the gradients of qk and v."""
+    call = _Call(qk_BHLD, v_BHLD, buckets_BHRL, padding_BL, options)
+    d_qk_BHLD, d_v_BHLD = torch.empty_like(call.qk), torch.empty_like(call.v)
+    rows = [x.to(call.qk.dtype).contiguous() for x in (output_BHLD, maximum, total, d_output_BHLD, d_logsumexp_BHL)]
+    call.run("backward", *rows, d_qk_BHLD, d_v_BHLD)
+    return d_qk_BHLD.to(qk_BHLD.dtype), d_v_BHLD.to(v_BHLD.dtype)
 
 
 class _Problem(ctypes.Structure):
