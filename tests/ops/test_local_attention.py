@@ -1,7 +1,9 @@
 """Local attention against its formula written out: windows of chunks, no wrap-around."""
 
+import importlib
 import math
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -13,6 +15,8 @@ from torch import Tensor
 from reformer_lab.errors import UserError
 from reformer_lab.ops import full_attention, local_attention
 from reformer_lab.ops.random import draw_seed, keep_pairs
+
+MODULE = importlib.import_module("reformer_lab.ops.local_attention")  # the function has the module's name
 
 
 def visible(length: int, chunk: int, before: int, after: int, causal: bool, padding: Tensor | None) -> Tensor:
@@ -46,12 +50,14 @@ def results(function: Any, inputs: list[Tensor]) -> list[Tensor]:
 @given(
     batch=st.integers(1, 2), heads=st.integers(1, 2), length=st.integers(1, 40), chunk=st.integers(1, 12),
     before=st.integers(0, 3), after=st.integers(0, 2), causal=st.booleans(), dropout=st.sampled_from([0.0, 0.3]),
-    padding=st.sampled_from(["none", "right", "left", "random", "row"]), seed=st.integers(0, 999),
+    padding=st.sampled_from(["none", "right", "left", "random", "row"]), piece=st.sampled_from([1, 9, 2048]),
+    seed=st.integers(0, 999),
 )  # fmt: skip
 def test_is_the_formula(
     batch: int, heads: int, length: int, chunk: int, before: int, after: int, causal: bool, dropout: float, padding: str,
-    seed: int,
+    piece: int, seed: int,
 ) -> None:  # fmt: skip
+    """`piece`: the positions that are computed at once."""
     mask = padding_mask(padding, batch, length, seed)
     seen, keep = visible(length, chunk, before, after, causal, mask), None
     if dropout:
@@ -59,13 +65,14 @@ def test_is_the_formula(
         drawn = draw_seed(torch.Generator().manual_seed(seed))
         keep = keep_pairs(drawn, rows, position[:, None], position[None, :], dropout)
     inputs = [vectors(batch, heads, length, d, seed=seed + d) for d in (5, 5, 3)]
-    found = results(
-        lambda q, k, v: local_attention(
-            q, k, v, chunk_length=chunk, chunks_before=before, chunks_after=after, causal=causal, key_padding_mask=mask,
-            dropout_p=dropout, generator=torch.Generator().manual_seed(seed),
-        ),
-        inputs,
-    )  # fmt: skip
+    with mock.patch.object(MODULE, "PIECE_LENGTH", piece):
+        found = results(
+            lambda q, k, v: local_attention(
+                q, k, v, chunk_length=chunk, chunks_before=before, chunks_after=after, causal=causal, key_padding_mask=mask,
+                dropout_p=dropout, generator=torch.Generator().manual_seed(seed),
+            ),
+            inputs,
+        )  # fmt: skip
     expected = results(lambda q, k, v: dense(q, k, v, seen, keep, dropout), inputs)
     for one, two in zip(found, expected, strict=True):
         torch.testing.assert_close(one, two, rtol=0, atol=1e-11)
@@ -125,14 +132,30 @@ def test_error_at_most_twice_the_naive_one(causal: bool, padding: str, dtype: to
         assert_as_exact_as_naive(*three, what="local attention")
 
 
+@pytest.mark.parametrize("piece", [2048, 3], ids=["whole", "pieces"])
 @pytest.mark.parametrize("padding", ["none", "random"])
 @pytest.mark.parametrize("dropout", [0.0, 0.3], ids=["no-dropout", "dropout"])
-def test_gradcheck(dropout: float, padding: str) -> None:
+def test_gradcheck(dropout: float, padding: str, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MODULE, "PIECE_LENGTH", piece)
     mask = padding_mask(padding, 1, 7)
     q, k, v = (vectors(1, 1, 7, 2, seed=s).requires_grad_() for s in (1, 2, 3))
     assert torch.autograd.gradcheck(
         lambda q, k, v: local_attention(q, k, v, chunk_length=3, key_padding_mask=mask, dropout_p=dropout), (q, k, v)
     )
+
+
+def test_pieces_under_autocast_are_recomputed_under_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = [vectors(1, 2, 30, 8, seed=s, dtype=torch.float32) for s in (1, 2, 3)]
+
+    def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return local_attention(q, k, v, chunk_length=5)
+
+    whole = results(call, inputs)
+    monkeypatch.setattr(MODULE, "PIECE_LENGTH", 10)
+    for one, two in zip(whole, results(call, inputs), strict=True):
+        assert one.dtype == two.dtype
+        torch.testing.assert_close(one, two, rtol=0, atol=0.02)
 
 
 @pytest.mark.usefixtures("global_random_state")

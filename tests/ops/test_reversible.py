@@ -16,8 +16,10 @@ from reformer_lab.ops.reversible import ReversibleLayer
 D = 4
 
 
-def layers_of(depth: int, drop: float = 0.0, dtype: torch.dtype = torch.float64, tied: bool = False) -> list[ReversibleLayer]:
-    """Return layers with two matrices each; `tied`: all of them share theirs."""
+def layers_of(
+    depth: int, drop: float = 0.0, dtype: torch.dtype = torch.float64, tied: bool = False, chunk: int | None = None
+) -> list[ReversibleLayer]:
+    """Return layers with two matrices each; `tied`: all of them share theirs; `chunk`: positions of a piece."""
 
     def function(a: Tensor, b: Tensor) -> Any:
         return lambda x, draws: dropout(torch.tanh(x @ a) @ b, drop, draws.generator("dropout"))
@@ -30,7 +32,7 @@ def layers_of(depth: int, drop: float = 0.0, dtype: torch.dtype = torch.float64,
         )
         if tied and layers:
             f_parameters, g_parameters = layers[0].f_parameters, layers[0].g_parameters  # type: ignore[assignment]
-        layers.append(ReversibleLayer(function(*f_parameters), function(*g_parameters), f_parameters, g_parameters))
+        layers.append(ReversibleLayer(function(*f_parameters), function(*g_parameters), f_parameters, g_parameters, chunk))
     return layers
 
 
@@ -52,12 +54,12 @@ def results(stack: Any, layers: list[ReversibleLayer], x1: Tensor, x2: Tensor) -
 @settings(max_examples=30)
 @given(
     depth=st.integers(0, 12), batch=st.integers(1, 3), length=st.integers(1, 9), drop=st.sampled_from([0.0, 0.05, 0.2]),
-    tied=st.booleans(), frozen=st.integers(0, 2**6 - 1),
+    tied=st.booleans(), frozen=st.integers(0, 2**6 - 1), chunk=st.sampled_from([None, 1, 2, 4, 20]),
 )  # fmt: skip
 def test_gradients_are_those_of_plain_autograd(
-    depth: int, batch: int, length: int, drop: float, tied: bool, frozen: int
+    depth: int, batch: int, length: int, drop: float, tied: bool, frozen: int, chunk: int | None
 ) -> None:
-    layers = layers_of(depth, drop, tied=tied)
+    layers = layers_of(depth, drop, tied=tied, chunk=chunk)
     for index, layer in enumerate(layers):
         for bit, parameter in enumerate((*layer.f_parameters, *layer.g_parameters)):
             if frozen >> (index + bit) % 6 & 1:
@@ -69,9 +71,10 @@ def test_gradients_are_those_of_plain_autograd(
             torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("chunk", [None, 1, 2])
 @pytest.mark.parametrize("drop", [0.0, 0.2])
-def test_gradcheck(drop: float) -> None:
-    layers = layers_of(2, drop)
+def test_gradcheck(drop: float, chunk: int | None) -> None:
+    layers = layers_of(2, drop, chunk=chunk)
     parameters = [p for layer in layers for p in (*layer.f_parameters, *layer.g_parameters)]
     x1, x2 = vectors(1, 3, D, seed=1).requires_grad_(), vectors(1, 3, D, seed=2).requires_grad_()
     assert torch.autograd.gradcheck(lambda x1, x2, *_: reversible_stack(x1, x2, layers, draws_of(2)), (x1, x2, *parameters))
@@ -90,6 +93,28 @@ def test_gradcheck_with_hashed_attention() -> None:
     layers = [ReversibleLayer(attention, layers_of(1)[0].g, (weight,), layers_of(1)[0].g_parameters)]
     x1, x2 = vectors(1, 6, D, seed=1).requires_grad_(), vectors(1, 6, D, seed=2).requires_grad_()
     assert torch.autograd.gradcheck(lambda x1, x2, w: reversible_stack(x1, x2, layers, draws_of(1)), (x1, x2, weight))
+
+
+def test_pieces_change_nothing_without_dropout() -> None:
+    x1, x2 = vectors(2, 7, D, seed=60), vectors(2, 7, D, seed=61)
+    whole, pieces = (results(reversible_stack, layers_of(3, chunk=chunk), x1, x2) for chunk in (None, 3))
+    for one, two in zip(whole, pieces, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-12)
+
+
+def test_a_piece_is_computed_twice_and_not_more() -> None:
+    """Once forward, once backward, where its gradient is taken at once: checkpoints inside would compute it thrice."""
+    layer = layers_of(1)[0]
+    seen: list[int] = []
+
+    def counted(x: Tensor, draws: Draws) -> Tensor:
+        seen.append(x.shape[1])
+        return layer.g(x, draws)
+
+    x = vectors(1, 7, D, seed=1).requires_grad_()
+    layers = [layer._replace(g=counted, g_chunk_length=3)]
+    torch.cat(reversible_stack(x, x, layers, draws_of(1))).sum().backward()
+    assert seen == [3, 3, 1] * 2
 
 
 def test_one_tensor_for_both_streams() -> None:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from reformer_lab.layers.feed_forward import ChunkedFeedForward
 from reformer_lab.ops.random import Draws, dropout
 from reformer_lab.ops.reversible import Residual, ReversibleLayer, reversible_stack, stored_stack
 from reformer_lab.seeds import derive_seed
@@ -34,6 +35,12 @@ class TransformerLayer(nn.Module):
         super().__init__()
         self.attention = attention
         self.feed_forward = feed_forward
+
+    @property
+    def feed_forward_chunk_length(self) -> int | None:
+        """Positions of the feed-forward block, with its norm, that are computed at once; None: all of them."""
+        function = self.feed_forward.function
+        return function.chunk_length if isinstance(function, ChunkedFeedForward) else None
 
 
 class ReversibleStack(nn.Module):
@@ -75,6 +82,7 @@ class ReversibleStack(nn.Module):
                 residual(layer.feed_forward),
                 tuple(layer.attention.parameters()),
                 tuple(layer.feed_forward.parameters()),
+                layer.feed_forward_chunk_length,
             )
             for layer in self.layers
         ]

@@ -5,11 +5,24 @@ autocast). Functions with random draws must take them from seeds: the global ran
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
+
+
+def autocast_state(device_type: str) -> dict[str, Any]:
+    """Return the arguments of torch.autocast that bring back what is in force now, for a recomputation."""
+    return {
+        "device_type": device_type,
+        "enabled": torch.is_autocast_enabled(device_type),
+        "dtype": torch.get_autocast_dtype(device_type),
+        # Autograd is off inside a function's forward: a cast weight that torch caches there would, in versions without
+        # pytorch#165068, cut off the gradient of whoever uses the weight next under the same autocast.
+        "cache_enabled": False,
+    }
 
 
 def recompute(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:

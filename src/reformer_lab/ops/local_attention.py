@@ -3,16 +3,22 @@
 B batch, H heads, L length, D width, C chunks of M positions, W chunks in a window.
 """
 
+from dataclasses import dataclass
 from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from reformer_lab.errors import UserError
-from reformer_lab.ops.chunking import recompute
+from reformer_lab.ops.chunking import autocast_state, recompute
 from reformer_lab.ops.random import draw_seed, keep_pairs
 from reformer_lab.ops.softmax import accumulation_dtype, check_attention_inputs, masked_attention
+
+# Positions of a piece: windows, masks and what torch's kernel keeps are there for one piece at a time.
+PIECE_LENGTH = 2048
 
 
 def local_attention(
@@ -39,53 +45,127 @@ def local_attention(
             f"chunk_length={chunk_length}, chunks_before={chunks_before}, chunks_after={chunks_after}: "
             "the first must be at least 1, the others at least 0"
         )
-    batch, heads, length, _ = q.shape
+    length = q.shape[2]
     if key_padding_mask is not None:
         hidden = key_padding_mask[:, None, :, None]
         q, k, v = (x.masked_fill(hidden, 0) for x in (q, k, v))
-    if length <= chunk_length:  # one short chunk: do not compute its filling
-        chunk_length = length
-    chunks = -(-length // chunk_length)
-    fill = chunks * chunk_length - length
-
-    def windows(x: Tensor) -> Tensor:
-        """Return (B, H, C, W * M, ...) of x (B, H, L, ...)."""
-        before, after = chunks_before * chunk_length, chunks_after * chunk_length
-        x = functional.pad(x, (0, 0, before, after + fill))
-        x = x.unfold(2, before + chunk_length + after, chunk_length)
-        return x.transpose(-1, -2)
-
-    q_BHCMD = functional.pad(q, (0, 0, 0, fill)).unflatten(2, (chunks, chunk_length))
-    k_BHCND, v_BHCND = windows(k), windows(v)
-    query_at = torch.arange(chunks * chunk_length, device=q.device).view(chunks, chunk_length, 1)
-    first = torch.arange(chunks, device=q.device)[:, None] - chunks_before
-    key_at = first * chunk_length + torch.arange(k_BHCND.shape[3], device=q.device)
-    key_at = key_at[:, None, :]
-    visible = (key_at >= 0) & (key_at < length)
-    visible = visible & (key_at <= query_at) if causal else visible.expand(-1, chunk_length, -1)
-    visible = visible[None, None]
-    padded_query = None
-    if key_padding_mask is not None:
-        there = (~key_padding_mask).to(q.dtype)[:, None, :, None]
-        visible = visible & (windows(there).transpose(-1, -2) > 0)
-        padded_query = functional.pad(key_padding_mask, (0, fill)).view(batch, 1, chunks, chunk_length, 1)
-
-    if dropout_p == 0.0:
-        # Sequences as the batch and chunks as the heads: torch's kernel keeps no scores. A padded query, which may see
-        # nothing, looks at everything instead, and is erased below.
-        if padded_query is not None:
-            visible = (visible | padded_query).expand(-1, heads, -1, -1, -1)
-        output = functional.scaled_dot_product_attention(
-            q_BHCMD.flatten(0, 1), k_BHCND.flatten(0, 1), v_BHCND.flatten(0, 1), attn_mask=visible.flatten(0, 1)
-        ).unflatten(0, (batch, heads))
-    else:
+    seed = 0
+    if dropout_p > 0:
         seed = draw_seed(torch.Generator().manual_seed(0) if generator is None else generator)
-        row = torch.arange(batch * heads, device=q.device).view(batch, heads, 1, 1, 1)
-        keep = keep_pairs(seed, row, query_at, key_at, dropout_p)
-        output = recompute(partial(_with_dropout, visible=visible, keep=keep, dropout_p=dropout_p), q_BHCMD, k_BHCND, v_BHCND)
-    if padded_query is not None:
-        output = output.masked_fill(padded_query, 0)
-    return output.flatten(2, 3)[:, :, :length]
+    windows = _Windows(min(chunk_length, length), chunks_before, chunks_after, causal, key_padding_mask, dropout_p, seed)
+    pieces = windows.pieces(length)
+    if len(pieces) == 1:
+        return windows.attend(pieces[0], q, k, v)
+    return _InPieces.apply(q, k, v, windows, pieces)
+
+
+class _Piece(NamedTuple):
+    """Positions of some whole chunks, and of the keys that they see. `length`: that of the sequence."""
+
+    query_start: int
+    query_end: int
+    key_start: int
+    key_end: int
+    length: int
+
+
+@dataclass(frozen=True)
+class _Windows:
+    """Who sees whom, and the attention of one piece of the sequence."""
+
+    chunk_length: int
+    chunks_before: int
+    chunks_after: int
+    causal: bool
+    key_padding_mask: Tensor | None
+    dropout_p: float
+    dropout_seed: int
+
+    def pieces(self, length: int) -> list[_Piece]:
+        """Cut the positions into pieces of about PIECE_LENGTH."""
+        step = max(1, PIECE_LENGTH // self.chunk_length) * self.chunk_length
+        before, after = self.chunks_before * self.chunk_length, self.chunks_after * self.chunk_length
+        ends = [(start, min(start + step, length)) for start in range(0, length, step)]
+        return [_Piece(start, end, max(0, start - before), min(length, end + after), length) for start, end in ends]
+
+    def attend(self, piece: _Piece, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Return the output (B, H, queries, D_v) of the piece's q (B, H, queries, D), k and v (B, H, keys, ...)."""
+        batch, heads, queries, _ = q.shape
+        chunk_length, length = self.chunk_length, piece.length
+        chunks = -(-queries // chunk_length)
+        fill = chunks * chunk_length - queries
+        before, after = self.chunks_before * chunk_length, self.chunks_after * chunk_length
+        # Zeros where windows reach beyond the sequence.
+        missing_before = before - (piece.query_start - piece.key_start)
+        missing_after = after + fill - (piece.key_end - piece.query_end)
+
+        def windows(x: Tensor) -> Tensor:
+            """Return (B, H, C, W * M, ...) of x (B, H, keys, ...)."""
+            x = functional.pad(x, (0, 0, missing_before, missing_after))
+            return x.unfold(2, before + chunk_length + after, chunk_length).transpose(-1, -2)
+
+        q_BHCMD = functional.pad(q, (0, 0, 0, fill)).unflatten(2, (chunks, chunk_length))
+        k_BHCND, v_BHCND = windows(k), windows(v)
+        query_at = piece.query_start + torch.arange(chunks * chunk_length, device=q.device).view(chunks, chunk_length, 1)
+        first_key_at = query_at[:, :1] - before
+        key_at = first_key_at + torch.arange(before + chunk_length + after, device=q.device)
+        visible = (key_at >= 0) & (key_at < length)
+        visible = visible & (key_at <= query_at) if self.causal else visible.expand(-1, chunk_length, -1)
+        visible = visible[None, None]
+        padded_query = None
+        if self.key_padding_mask is not None:
+            mask = self.key_padding_mask
+            there = (~mask[:, piece.key_start : piece.key_end]).to(q.dtype)[:, None, :, None]
+            visible = visible & (windows(there).transpose(-1, -2) > 0)
+            padded_query = functional.pad(mask[:, piece.query_start : piece.query_end], (0, fill))
+            padded_query = padded_query.view(batch, 1, chunks, chunk_length, 1)
+
+        if self.dropout_p == 0.0:
+            # Sequences as the batch and chunks as the heads: torch's kernel keeps no scores. A padded query, which may see
+            # nothing, looks at everything instead, and is erased below.
+            if padded_query is not None:
+                visible = (visible | padded_query).expand(-1, heads, -1, -1, -1)
+            output = functional.scaled_dot_product_attention(
+                q_BHCMD.flatten(0, 1), k_BHCND.flatten(0, 1), v_BHCND.flatten(0, 1), attn_mask=visible.flatten(0, 1)
+            ).unflatten(0, (batch, heads))
+        else:
+            row = torch.arange(batch * heads, device=q.device).view(batch, heads, 1, 1, 1)
+            keep = keep_pairs(self.dropout_seed, row, query_at, key_at, self.dropout_p)
+            with_dropout = partial(_with_dropout, visible=visible, keep=keep, dropout_p=self.dropout_p)
+            output = recompute(with_dropout, q_BHCMD, k_BHCND, v_BHCND)
+        if padded_query is not None:
+            output = output.masked_fill(padded_query, 0)
+        return output.flatten(2, 3)[:, :, :queries]
+
+
+class _InPieces(torch.autograd.Function):
+    """The attention of one piece after another: the windows of one piece alone are ever in memory."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, windows: _Windows, pieces: list[_Piece]) -> Tensor:
+        ctx.save_for_backward(q, k, v)
+        ctx.windows, ctx.pieces = windows, pieces
+        ctx.autocast = autocast_state(q.device.type)
+        return torch.cat([windows.attend(piece, *_of(piece, q, k, v)) for piece in pieces], dim=2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_output: Tensor) -> tuple[Tensor | None, ...]:
+        inputs = ctx.saved_tensors
+        d_inputs = [torch.zeros_like(x) for x in inputs]
+        for piece in ctx.pieces:
+            parts = [x.detach().requires_grad_() for x in _of(piece, *inputs)]
+            with torch.enable_grad(), torch.autocast(**ctx.autocast):
+                output = ctx.windows.attend(piece, *parts)
+            found = torch.autograd.grad(output, parts, d_output[:, :, piece.query_start : piece.query_end])
+            for d_input, gradient in zip(_of(piece, *d_inputs), found, strict=True):
+                d_input += gradient
+        return *d_inputs, None, None
+
+
+def _of(piece: _Piece, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    keys = slice(piece.key_start, piece.key_end)
+    return q[:, :, piece.query_start : piece.query_end], k[:, :, keys], v[:, :, keys]
 
 
 def _with_dropout(q: Tensor, k: Tensor, v: Tensor, *, visible: Tensor, keep: Tensor, dropout_p: float) -> Tensor:

@@ -32,6 +32,10 @@ class Draws:
         """Return the same draws for a recomputation."""
         return Draws(self.seed, fixed=self.fixed, remembered=self.remembered)
 
+    def part(self, index: int) -> "Draws":
+        """Return the draws of one piece of the sequence, others for each index. Nothing is remembered for it."""
+        return Draws(derive_seed(self.seed, "part", index), fixed=self.fixed)
+
     def generator(self, name: str, device: torch.device | str = "cpu") -> torch.Generator:
         """Return a new generator on `device`, the same one whenever this name is asked for."""
         return torch.Generator(device).manual_seed(derive_seed(self.seed, name))
