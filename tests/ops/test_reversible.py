@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from reformer_lab.ops import lsh_attention, reversible_stack, stored_stack
+from reformer_lab.ops import lsh_attention, reversible_loss, reversible_stack, stored_stack
 from reformer_lab.ops.random import Draws, dropout
+from reformer_lab.ops.residual import LossInPieces, Residual, ResidualInPieces, ResidualInStages, Stages
 from reformer_lab.ops.reversible import ReversibleLayer
 
 D = 4
@@ -31,8 +32,9 @@ def layers_of(
             tuple((vectors(D, D, seed=seed + s, dtype=dtype) / 2).requires_grad_() for s in pair) for pair in ((1, 2), (3, 4))
         )
         if tied and layers:
-            f_parameters, g_parameters = layers[0].f_parameters, layers[0].g_parameters  # type: ignore[assignment]
-        layers.append(ReversibleLayer(function(*f_parameters), function(*g_parameters), f_parameters, g_parameters, chunk))
+            f_parameters, g_parameters = layers[0].f.parameters, layers[0].g.parameters  # type: ignore[assignment]
+        g = ResidualInPieces(function(*g_parameters), g_parameters, chunk)
+        layers.append(ReversibleLayer(Residual(function(*f_parameters), f_parameters), g))
     return layers
 
 
@@ -43,7 +45,7 @@ def draws_of(depth: int) -> list[tuple[Draws, Draws]]:
 def results(stack: Any, layers: list[ReversibleLayer], x1: Tensor, x2: Tensor) -> list[Tensor | None]:
     """Return the outputs and every gradient."""
     leaves = [x1.detach().clone().requires_grad_(), x2.detach().clone().requires_grad_()]
-    parameters = [p for layer in layers for p in (*layer.f_parameters, *layer.g_parameters)]
+    parameters = [p for layer in layers for p in (*layer.f.parameters, *layer.g.parameters)]
     for parameter in parameters:
         parameter.grad = None
     y1, y2 = stack(*leaves, layers, draws_of(len(layers)))
@@ -61,7 +63,7 @@ def test_gradients_are_those_of_plain_autograd(
 ) -> None:
     layers = layers_of(depth, drop, tied=tied, chunk=chunk)
     for index, layer in enumerate(layers):
-        for bit, parameter in enumerate((*layer.f_parameters, *layer.g_parameters)):
+        for bit, parameter in enumerate((*layer.f.parameters, *layer.g.parameters)):
             if frozen >> (index + bit) % 6 & 1:
                 parameter.requires_grad_(False)
     x1, x2 = vectors(batch, length, D, seed=60), vectors(batch, length, D, seed=61)
@@ -75,7 +77,7 @@ def test_gradients_are_those_of_plain_autograd(
 @pytest.mark.parametrize("drop", [0.0, 0.2])
 def test_gradcheck(drop: float, chunk: int | None) -> None:
     layers = layers_of(2, drop, chunk=chunk)
-    parameters = [p for layer in layers for p in (*layer.f_parameters, *layer.g_parameters)]
+    parameters = [p for layer in layers for p in (*layer.f.parameters, *layer.g.parameters)]
     x1, x2 = vectors(1, 3, D, seed=1).requires_grad_(), vectors(1, 3, D, seed=2).requires_grad_()
     assert torch.autograd.gradcheck(lambda x1, x2, *_: reversible_stack(x1, x2, layers, draws_of(2)), (x1, x2, *parameters))
 
@@ -90,7 +92,7 @@ def test_gradcheck_with_hashed_attention() -> None:
         heads = (x @ weight)[:, None]
         return lsh_attention(heads, heads, num_hashes=2, num_buckets=4, chunk_length=2, buckets=found).output[:, 0]
 
-    layers = [ReversibleLayer(attention, layers_of(1)[0].g, (weight,), layers_of(1)[0].g_parameters)]
+    layers = [ReversibleLayer(Residual(attention, (weight,)), layers_of(1)[0].g)]
     x1, x2 = vectors(1, 6, D, seed=1).requires_grad_(), vectors(1, 6, D, seed=2).requires_grad_()
     assert torch.autograd.gradcheck(lambda x1, x2, w: reversible_stack(x1, x2, layers, draws_of(1)), (x1, x2, weight))
 
@@ -109,12 +111,129 @@ def test_a_piece_is_computed_twice_and_not_more() -> None:
 
     def counted(x: Tensor, draws: Draws) -> Tensor:
         seen.append(x.shape[1])
-        return layer.g(x, draws)
+        return layer.g.function(x, draws)
 
     x = vectors(1, 7, D, seed=1).requires_grad_()
-    layers = [layer._replace(g=counted, g_chunk_length=3)]
+    layers = [layer._replace(g=ResidualInPieces(counted, layer.g.parameters, 3))]
     torch.cat(reversible_stack(x, x, layers, draws_of(1))).sum().backward()
     assert seen == [3, 3, 1] * 2
+
+
+H = 3
+
+
+def staged_layers(depth: int, drop: float, groups: int, chunk: int | None) -> list[ReversibleLayer]:
+    """Return layers whose f is a sum of attentions in stages: positions meet in the middle alone."""
+    layers = layers_of(depth, drop, chunk=chunk)
+    for index, layer in enumerate(layers):
+        weights = [(vectors(H * D, D, seed=100 * index + n) / 2).requires_grad_() for n in range(2 * groups)]
+
+        def stages(into: Tensor, out: Tensor) -> Stages:
+            def before(x: Tensor) -> tuple[Tensor, Tensor]:
+                heads = torch.tanh(x @ into.T).unflatten(-1, (H, D)).transpose(1, 2)
+                return heads, heads.square()
+
+            def mix(q: Tensor, v: Tensor, draws: Draws) -> Tensor:
+                at = draws.remember("order", lambda: torch.randperm(q.shape[2], generator=draws.generator("order")))
+                return (q @ q[:, :, at].transpose(-1, -2)).softmax(-1) @ v
+
+            def after(mixed: Tensor, draws: Draws) -> Tensor:
+                return dropout(mixed.transpose(1, 2).flatten(2) @ out, drop, draws.generator("outer"))
+
+            return Stages(before, mix, after)
+
+        pairs = [stages(*weights[2 * n : 2 * n + 2]) for n in range(groups)]
+        layers[index] = layer._replace(f=ResidualInStages(pairs, weights, chunk))
+    return layers
+
+
+@pytest.mark.parametrize("chunk", [None, 1, 3, 20])
+@pytest.mark.parametrize("groups", [1, 2, 3])
+@pytest.mark.parametrize("drop", [0.0, 0.3])
+def test_stages_in_groups_and_pieces_are_plain_autograd(drop: float, groups: int, chunk: int | None) -> None:
+    x1, x2 = vectors(2, 7, D, seed=60), vectors(2, 7, D, seed=61)
+    layers = staged_layers(3, drop, groups, chunk)
+    for found, expected in zip(results(reversible_stack, layers, x1, x2), results(stored_stack, layers, x1, x2), strict=True):
+        assert found is not None
+        assert expected is not None
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_memory_of_stages_is_that_of_one_group_and_piece(peak_bytes: Any) -> None:
+    """Besides the streams and their gradients."""
+    x, width = vectors(1, 2048, D), 64
+
+    def layers(groups: int, chunk: int | None) -> list[ReversibleLayer]:
+        wide, into, out = (
+            vectors(*shape, seed=n).requires_grad_() for n, shape in enumerate([(D, 8 * width), (8 * width, width), (width, D)])
+        )
+        some = Stages(
+            lambda x: ((torch.tanh(x @ wide) @ into).unsqueeze(1),), lambda q, _: q * 2.0, lambda mixed, _: mixed[:, 0] @ out
+        )
+        return [ReversibleLayer(ResidualInStages([some] * groups, (wide, into, out), chunk), layers_of(1, chunk=chunk)[0].g)]
+
+    def peak(groups: int, chunk: int | None) -> int:
+        def step() -> None:
+            loss = LossInPieces(lambda _, y1, y2: (y1 * y2).sum(), (), chunk)
+            reversible_loss(x, x, layers(groups, chunk), draws_of(1), loss).backward()
+
+        return peak_bytes(step)
+
+    middle = x.shape[1] * width * 8
+    assert peak(1, 64) < 6 * middle  # that before and after mixing, the gradients of both, and one piece
+    assert peak(3, 64) < 1.3 * peak(1, 64)  # not three times
+    assert peak(1, None) > 3 * peak(1, 64)
+
+
+def loss_in_pieces(chunk: int | None, weight: Tensor) -> LossInPieces:
+    return LossInPieces(lambda i, y1, y2: ((y1 @ weight).sin() * y2).sum() * (1 + (i > 99)), (weight,), chunk)
+
+
+@pytest.mark.parametrize("chunk", [None, 1, 3])
+@pytest.mark.parametrize("drop", [0.0, 0.3])
+def test_the_loss_inside_is_the_loss_outside(drop: float, chunk: int | None) -> None:
+    layers, found = staged_layers(3, drop, 2, 3), []
+    for inside in (True, False):
+        x = vectors(2, 7, D, seed=60).requires_grad_()
+        weight = vectors(D, D, seed=5).requires_grad_()
+        parameters = [p for layer in layers for p in (*layer.f.parameters, *layer.g.parameters)]
+        loss = loss_in_pieces(chunk, weight)
+        if inside:
+            value = reversible_loss(x, x, layers, draws_of(3), loss)
+        else:
+            value = loss(*stored_stack(x, x, layers, draws_of(3)))
+        found.append([value.detach(), *torch.autograd.grad(value * 2, [x, weight, *parameters])])
+    for one, two in zip(*found, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-10, atol=1e-12)
+
+
+def test_gradcheck_of_the_loss() -> None:
+    layers, weight = staged_layers(1, 0.2, 2, 2), vectors(D, D, seed=5).requires_grad_()
+    parameters = [p for layer in layers for p in (*layer.f.parameters, *layer.g.parameters)]
+    x1, x2 = vectors(1, 3, D, seed=1).requires_grad_(), vectors(1, 3, D, seed=2).requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda x1, x2, w, *_: reversible_loss(x1, x2, layers, draws_of(1), loss_in_pieces(2, w)), (x1, x2, weight, *parameters)
+    )
+
+
+def test_the_loss_backward_twice() -> None:
+    """With retain_graph it adds up; without, the streams are used up, and that is said."""
+    layers, x = layers_of(2, 0.2), vectors(1, 4, D, seed=1).requires_grad_()
+    value = reversible_loss(x, x, layers, draws_of(2), loss_in_pieces(3, torch.eye(D, dtype=torch.float64)))
+    value.backward(retain_graph=True)
+    assert x.grad is not None
+    once = x.grad.clone()
+    value.backward()
+    torch.testing.assert_close(x.grad, 2 * once, rtol=1e-12, atol=0)
+    with pytest.raises(RuntimeError, match="retain_graph"):
+        value.backward()
+
+
+def test_a_loss_without_gradients_keeps_nothing() -> None:
+    x = vectors(1, 4, D)
+    with torch.no_grad():
+        value = reversible_loss(x, x, layers_of(2), draws_of(2), loss_in_pieces(2, torch.eye(D, dtype=torch.float64)))
+    assert not value.requires_grad
 
 
 def test_one_tensor_for_both_streams() -> None:
@@ -131,7 +250,7 @@ def test_inputs_that_require_no_gradient() -> None:
     layers, x = layers_of(2), vectors(1, 4, D)
     torch.cat(reversible_stack(x, x, layers, draws_of(2))).sum().backward()
     for layer in layers:
-        for parameter in (*layer.f_parameters, *layer.g_parameters):
+        for parameter in (*layer.f.parameters, *layer.g.parameters):
             assert parameter.grad is not None
             assert parameter.grad.isfinite().all()
             assert (parameter.grad != 0).any()
@@ -169,9 +288,9 @@ def test_the_inverse_restores_the_inputs(depth: int, drop: float, seed: int) -> 
 
     def record(x: Tensor, draws: Draws) -> Tensor:
         seen.append(x.detach().clone())
-        return first.f(x, draws)
+        return first.f.function(x, draws)
 
-    layers[0] = first._replace(f=record)
+    layers[0] = first._replace(f=Residual(record, first.f.parameters))
     x1, x2 = vectors(1, 4, D, seed=seed).requires_grad_(), vectors(1, 4, D, seed=seed + 1)
     torch.cat(reversible_stack(x1, x2, layers, draws_of(depth))).sum().backward()
     forward, backward = seen
@@ -220,11 +339,11 @@ def test_autocast_is_that_of_the_forward_pass(backward_inside: bool) -> None:
     last = layers[-1]
 
     def record(x: Tensor, draws: Draws) -> Tensor:
-        y = last.g(x, draws)
+        y = last.g.function(x, draws)
         calls.append((x.detach().clone(), y.detach().clone()))
         return y
 
-    layers[-1] = last._replace(g=record)
+    layers[-1] = last._replace(g=Residual(record, last.g.parameters))
     x = vectors(1, 8, D, dtype=torch.float32).requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
         loss = torch.cat(reversible_stack(x, x, layers, draws_of(3))).float().square().sum()
@@ -237,6 +356,6 @@ def test_autocast_is_that_of_the_forward_pass(backward_inside: bool) -> None:
     assert torch.equal(x_before, x_again)
     assert torch.equal(y_before, y_again)
     for layer in layers:
-        for parameter in (*layer.f_parameters, *layer.g_parameters):
+        for parameter in (*layer.f.parameters, *layer.g.parameters):
             assert parameter.grad is not None
             assert (parameter.grad != 0).any()

@@ -6,12 +6,15 @@ B batch, H heads, L length, D width of a head.
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn import functional
 
 from reformer_lab.ops.full_attention import full_attention, shared_qk_attention
 from reformer_lab.ops.hashing import default_num_buckets, draw_rotations
 from reformer_lab.ops.local_attention import local_attention
 from reformer_lab.ops.lsh_attention import lsh_attention, lsh_buckets
 from reformer_lab.ops.random import CallSeeds, Draws
+
+ALL_HEADS = slice(None)
 
 
 class SelfAttention(nn.Module):
@@ -41,16 +44,31 @@ class SelfAttention(nn.Module):
         `draws` None: new random draws at each call in training, from the layer's `seed`; the same ones at each call in
         evaluation.
         """
-        attended = self.attend(x, key_padding_mask, self._default_draws() if draws is None else draws)
-        return self.output(attended.transpose(1, 2).flatten(2))
+        draws = self._default_draws() if draws is None else draws
+        return self.merge(self.mix(*self.project(x), key_padding_mask=key_padding_mask, draws=draws))
 
-    def attend(self, x: Tensor, key_padding_mask: Tensor | None, draws: Draws) -> Tensor:
-        """Return the heads' outputs (B, H, L, D)."""
+    def project(self, x: Tensor, heads: slice = ALL_HEADS) -> tuple[Tensor, ...]:
+        """Return what `mix` takes, each (B, H, L, D): queries and keys, or the shared vectors, and values of some heads."""
+        names = ("query_key", "value") if self.shared_qk else ("query", "key", "value")
+        return tuple(self._heads(getattr(self, name), x, heads) for name in names)
+
+    def mix(self, *projected: Tensor, key_padding_mask: Tensor | None, draws: Draws) -> Tensor:
+        """Return the attention (B, H, L, D) of projected queries, keys and values."""
         raise NotImplementedError
 
-    def heads(self, projection: nn.Linear, x: Tensor) -> Tensor:
-        """Return projection(x) as (B, H, L, D)."""
-        return projection(x).unflatten(-1, (self.num_heads, self.d_head)).transpose(1, 2)
+    def merge(self, attended: Tensor, heads: slice = ALL_HEADS) -> Tensor:
+        """Return the part (B, L, d_model) that some heads' attention (B, H, L, D) has in the output."""
+        rows = attended.transpose(1, 2).flatten(2)
+        if heads == ALL_HEADS:
+            return self.output(rows)
+        return functional.linear(rows, self.output.weight.unflatten(1, (self.num_heads, self.d_head))[:, heads].flatten(1))
+
+    def _heads(self, projection: nn.Linear, x: Tensor, heads: slice) -> Tensor:
+        if heads == ALL_HEADS:
+            rows = projection(x)
+        else:
+            rows = functional.linear(x, projection.weight.unflatten(0, (self.num_heads, self.d_head))[heads].flatten(0, 1))
+        return rows.unflatten(-1, (-1, self.d_head)).transpose(1, 2)
 
     def attention_dropout(self, draws: Draws) -> dict[str, Any]:
         """Return the operators' dropout arguments for this call."""
@@ -72,14 +90,14 @@ class FullSelfAttention(SelfAttention):
         super().__init__(d_model, num_heads, d_head, shared_qk=shared_qk, causal=causal, dropout=dropout, seed=seed)
         self.key_scale, self.self_attention = key_scale, self_attention
 
-    def attend(self, x: Tensor, key_padding_mask: Tensor | None, draws: Draws) -> Tensor:
-        """Return the heads' outputs (B, H, L, D)."""
-        v = self.heads(self.value, x)
+    def mix(self, *projected: Tensor, key_padding_mask: Tensor | None, draws: Draws) -> Tensor:
+        """Return the attention (B, H, L, D) of projected queries, keys and values."""
         common = {"causal": self.causal, "key_padding_mask": key_padding_mask, **self.attention_dropout(draws)}
         if self.shared_qk:
-            qk = self.heads(self.query_key, x)
+            qk, v = projected
             return shared_qk_attention(qk, v, key_scale=self.key_scale, self_attention=self.self_attention, **common)
-        return full_attention(self.heads(self.query, x), self.heads(self.key, x), v, **common)
+        q, k, v = projected
+        return full_attention(q, k, v, **common)
 
 
 class LocalSelfAttention(SelfAttention):
@@ -92,12 +110,12 @@ class LocalSelfAttention(SelfAttention):
             "chunk_length": chunk_length, "chunks_before": chunks_before, "chunks_after": chunks_after,
         }  # fmt: skip
 
-    def attend(self, x: Tensor, key_padding_mask: Tensor | None, draws: Draws) -> Tensor:
-        """Return the heads' outputs (B, H, L, D)."""
+    def mix(self, *projected: Tensor, key_padding_mask: Tensor | None, draws: Draws) -> Tensor:
+        """Return the attention (B, H, L, D) of projected queries, keys and values."""
+        q, k, v = projected
         return local_attention(
-            self.heads(self.query, x), self.heads(self.key, x), self.heads(self.value, x), causal=self.causal,
-            key_padding_mask=key_padding_mask, **self.window, **self.attention_dropout(draws),
-        )  # fmt: skip
+            q, k, v, causal=self.causal, key_padding_mask=key_padding_mask, **self.window, **self.attention_dropout(draws)
+        )
 
 
 class LSHSelfAttention(SelfAttention):
@@ -125,12 +143,12 @@ class LSHSelfAttention(SelfAttention):
             "backend": backend,
         }  # fmt: skip
 
-    def attend(self, x: Tensor, key_padding_mask: Tensor | None, draws: Draws) -> Tensor:
-        """Return the heads' outputs (B, H, L, D)."""
-        qk, v = self.heads(self.query_key, x), self.heads(self.value, x)
+    def mix(self, *projected: Tensor, key_padding_mask: Tensor | None, draws: Draws) -> Tensor:
+        """Return the attention (B, H, L, D) of projected vectors and values."""
+        qk, v = projected
         num_buckets = self.num_buckets
         if num_buckets is None:
-            num_buckets = default_num_buckets(x.shape[1], self.chunk_length)
+            num_buckets = default_num_buckets(qk.shape[2], self.chunk_length)
         # Remembered: a recomputation sees x with other rounding errors, which could move a vector to another bucket.
         buckets = draws.remember("buckets", lambda: self._hash(qk, num_buckets, draws))
         return lsh_attention(
@@ -143,6 +161,6 @@ class LSHSelfAttention(SelfAttention):
         # Fixed rotations are shared, so that an example's result does not depend on its place in the batch.
         batch = 1 if self.share_rotations or draws.fixed else qk.shape[0]
         rotations = draw_rotations(
-            batch, self.num_heads, self.d_head, self.num_hashes, num_buckets, draws.generator("rotations")
+            batch, qk.shape[1], self.d_head, self.num_hashes, num_buckets, draws.generator("rotations")
         )
         return lsh_buckets(qk, rotations, num_buckets, backend=self.options["backend"])

@@ -100,6 +100,11 @@ class ReformerConfig:
 
     ff_chunk_length: int | None = None
     """Positions that the feed-forward layer computes at once, forward and backward. None: all."""
+    projection_chunk_length: int | None = None
+    """Positions that the projections of a reversible model's attention compute at once. None: all. In pieces, the backward
+    pass computes those before the attention once more."""
+    heads_at_once: int | None = None
+    """Heads whose attention a reversible model computes at once. None: all."""
     loss_chunk_length: int | None = None
     """Positions whose logits exist at once when a call with targets computes the loss; it returns no logits then. None: all."""
 
@@ -117,7 +122,7 @@ class ReformerConfig:
             self._require(_is_whole(getattr(self, name), 1), name, "must be a whole number of at least 1")
         for name in ("chunks_before", "chunks_after", "local_chunks_before", "local_chunks_after"):
             self._require(_is_whole(getattr(self, name), 0), name, "must be a whole number, not negative")
-        for name in ("ff_chunk_length", "loss_chunk_length"):
+        for name in ("ff_chunk_length", "projection_chunk_length", "heads_at_once", "loss_chunk_length"):
             value = getattr(self, name)
             self._require(value is None or _is_whole(value, 1), name, "must be a whole number of at least 1, or None")
         for name in ("dropout", "attention_dropout"):

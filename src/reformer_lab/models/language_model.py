@@ -4,6 +4,7 @@ B batch, L length, V vocabulary.
 """
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from reformer_lab.layers.feed_forward import ChunkedFeedForward
 from reformer_lab.layers.initialization import initialize
 from reformer_lab.layers.positions import AxialPositions, LearnedPositions, SinusoidalPositions
 from reformer_lab.models.config import AttentionKind, ReformerConfig
-from reformer_lab.ops.chunking import chunked_cross_entropy
+from reformer_lab.ops.chunking import IGNORED, recompute, summed_cross_entropy
 from reformer_lab.ops.random import CallSeeds, draw_seed, dropout
 from reformer_lab.seeds import derive_seed
 
@@ -93,15 +94,15 @@ class ReformerLM(nn.Module):
         if self.positions is not None:
             x = x + self.positions(tokens.shape[1]).to(x.device, x.dtype)
         x = self._dropout(x, seed, "embedding")
-        x = self.stack(x, key_padding_mask, seed, fixed_draws)
-        x = self._dropout(self.norm(x), seed, "output")
-
         if targets is not None and self.config.loss_chunk_length is not None:
-            return ReformerOutput(chunked_cross_entropy(self.logits, x, targets, self.config.loss_chunk_length), None)
-        logits = self.logits(x)
+            return ReformerOutput(self._loss_in_pieces(x, targets, key_padding_mask, seed, fixed_draws), None)
+        x = self.stack(x, key_padding_mask, seed, fixed_draws)
+        logits = self.logits(self._dropout(self.norm(x), seed, "output"))
         if targets is None and self.config.causal:
-            targets = tokens if key_padding_mask is None else tokens.masked_fill(key_padding_mask, -100)
-        loss = None if targets is None else chunked_cross_entropy(lambda logits: logits, logits, targets, None)
+            targets = tokens if key_padding_mask is None else tokens.masked_fill(key_padding_mask, IGNORED)
+        loss = None
+        if targets is not None:
+            loss = summed_cross_entropy(logits, targets) / (targets != IGNORED).sum().clamp(min=1)
         return ReformerOutput(loss, logits)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -110,6 +111,27 @@ class ReformerLM(nn.Module):
             return self.head(hidden)
         weight = self.embedding.weight * self.config.d_model**-0.5
         return functional.linear(hidden, torch.cat([weight] * self.config.residual_streams, dim=1))
+
+    def _loss_in_pieces(
+        self, x: Tensor, targets: Tensor, key_padding_mask: Tensor | None, seed: int, fixed_draws: bool
+    ) -> Tensor:
+        chunk_length = self.config.loss_chunk_length
+        assert chunk_length is not None
+        pieces = targets.split(chunk_length, dim=1)
+
+        def loss_of(index: int, x: Tensor) -> Tensor:
+            logits = self.logits(self._dropout(self.norm(x), seed, f"output {index}"))
+            return summed_cross_entropy(logits, pieces[index])
+
+        if self.config.reversible:
+            owners = [self.norm, self.embedding if self.head is None else self.head]
+            parameters = [parameter for owner in owners for parameter in owner.parameters()]
+            total = self.stack.loss(x, loss_of, parameters, chunk_length, key_padding_mask, seed, fixed_draws)
+        else:
+            x = self.stack(x, key_padding_mask, seed, fixed_draws)
+            losses = [recompute(partial(loss_of, i), piece) for i, piece in enumerate(x.split(chunk_length, dim=1))]
+            total = torch.stack(losses).sum()
+        return total / (targets != IGNORED).sum().clamp(min=1)
 
     def with_config(self, **changes: Any) -> "ReformerLM":
         """Return a model with changed fields that shares this one's parameters, for example other hash rounds.
@@ -236,7 +258,10 @@ def _layer(config: ReformerConfig, kind: AttentionKind) -> TransformerLayer:
     )  # fmt: skip
     return TransformerLayer(
         *(
-            PreNorm(function, config.d_model, dropout=config.dropout, layer_norm_eps=config.layer_norm_eps)
+            PreNorm(
+                function, config.d_model, dropout=config.dropout, layer_norm_eps=config.layer_norm_eps,
+                heads_at_once=config.heads_at_once, chunk_length=config.projection_chunk_length,
+            )
             for function in (_attention(config, kind), feed_forward)
         )
     )

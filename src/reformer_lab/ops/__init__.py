@@ -5,7 +5,7 @@ from reformer_lab.ops.full_attention import full_attention, shared_qk_attention
 from reformer_lab.ops.hashing import default_num_buckets, draw_rotations, hash_vectors
 from reformer_lab.ops.local_attention import local_attention
 from reformer_lab.ops.lsh_attention import lsh_attention
-from reformer_lab.ops.reversible import reversible_stack, stored_stack
+from reformer_lab.ops.reversible import reversible_loss, reversible_stack, stored_stack
 
 __all__ = [
     "chunked_apply",
@@ -16,6 +16,7 @@ __all__ = [
     "hash_vectors",
     "local_attention",
     "lsh_attention",
+    "reversible_loss",
     "reversible_stack",
     "shared_qk_attention",
     "stored_stack",

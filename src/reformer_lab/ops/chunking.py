@@ -12,6 +12,9 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+IGNORED = -100
+"""A target that does not count, as everywhere in torch."""
+
 
 def autocast_state(device_type: str) -> dict[str, Any]:
     """Return the arguments of torch.autocast that bring back what is in force now, for a recomputation."""
@@ -44,28 +47,28 @@ def chunked_apply(function: Callable[[int, Tensor], Tensor], x: Tensor, chunk_le
     return torch.cat([recompute(lambda piece, i=i: function(i, piece), piece) for i, piece in enumerate(pieces)], dim=1)
 
 
+def summed_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the sum in nats of the cross-entropy of logits (B, L, V) over targets (B, L) that are not IGNORED, in fp32 or
+    better."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return functional.cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=IGNORED, reduction="sum")
+
+
 def chunked_cross_entropy(
-    logits_of: Callable[[Tensor], Tensor],
-    hidden: Tensor,
-    targets: Tensor,
-    chunk_length: int | None,
-    ignore_index: int = -100,
+    logits_of: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor, chunk_length: int | None
 ) -> Tensor:
     """Return the mean cross-entropy in nats over targets (B, L), with the logits of one piece at a time.
 
-    hidden (B, L, D), logits_of: (B, l, D) -> (B, l, V). The loss is computed in fp32 or better. With no target that
-    counts it is 0.
+    hidden (B, L, D), logits_of: (B, l, D) -> (B, l, V). With no target that counts it is 0.
     """
+    length = max(1, hidden.shape[1]) if chunk_length is None else chunk_length
 
     def summed(hidden: Tensor, targets: Tensor) -> Tensor:
-        logits = logits_of(hidden)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return functional.cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=ignore_index, reduction="sum")
+        return summed_cross_entropy(logits_of(hidden), targets)
 
-    length = max(1, hidden.shape[1]) if chunk_length is None else chunk_length
     pieces = list(zip(hidden.split(length, dim=1), targets.split(length, dim=1), strict=True))
     if len(pieces) == 1:
         total = summed(*pieces[0])
     else:
         total = torch.stack([recompute(summed, *piece) for piece in pieces]).sum()
-    return total / (targets != ignore_index).sum().clamp(min=1)
+    return total / (targets != IGNORED).sum().clamp(min=1)

@@ -22,19 +22,25 @@ class Draws:
     as in evaluation.
     """
 
-    def __init__(self, seed: int, *, fixed: bool = False, remembered: dict[str, Tensor] | None = None):
+    def __init__(self, seed: int, *, fixed: bool = False):
         self.seed = seed
         self.fixed = fixed
-        self.remembered: dict[str, Tensor] = {} if remembered is None else remembered
-        self._replaying = remembered is not None
+        self.remembered: dict[str, Tensor] = {}
+        self._prefix = ""
+        self._replaying = False
 
     def replay(self) -> "Draws":
         """Return the same draws for a recomputation."""
-        return Draws(self.seed, fixed=self.fixed, remembered=self.remembered)
+        return self._like(self.seed, self._prefix, replaying=True)
 
     def part(self, index: int) -> "Draws":
-        """Return the draws of one piece of the sequence, others for each index. Nothing is remembered for it."""
-        return Draws(derive_seed(self.seed, "part", index), fixed=self.fixed)
+        """Return the draws of one part of the work, such as a piece of the sequence: others for each index."""
+        return self._like(derive_seed(self.seed, "part", index), f"{self._prefix}{index} ", replaying=self._replaying)
+
+    def _like(self, seed: int, prefix: str, *, replaying: bool) -> "Draws":
+        other = Draws(seed, fixed=self.fixed)
+        other.remembered, other._prefix, other._replaying = self.remembered, prefix, replaying
+        return other
 
     def generator(self, name: str, device: torch.device | str = "cpu") -> torch.Generator:
         """Return a new generator on `device`, the same one whenever this name is asked for."""
@@ -42,6 +48,7 @@ class Draws:
 
     def remember(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
         """Return compute() the first time; in a replay, the tensor of the first time."""
+        name = self._prefix + name
         if not self._replaying:
             self.remembered[name] = compute()
         return self.remembered[name]
