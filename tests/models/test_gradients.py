@@ -68,7 +68,38 @@ def test_every_memory_knob(loss_chunk_length: int | None, ff_chunk_length: int |
     )
 
 
-@pytest.mark.parametrize("knob", ["ff_chunk_length", "loss_chunk_length"])
+@DTYPES
+@pytest.mark.parametrize("projection_chunk_length", [None, 1, 6, 100], ids=lambda n: f"projections-{n}")
+@pytest.mark.parametrize("heads_at_once", [1, 2, 3, None], ids=lambda n: f"heads-at-once-{n}")
+@pytest.mark.parametrize("mask", [None, torch.arange(23).expand(2, -1) > 16], ids=["no-padding", "padding"])
+def test_attention_in_stages(
+    mask: Tensor | None, heads_at_once: int | None, projection_chunk_length: int | None, dtype: torch.dtype
+) -> None:
+    """Groups of heads are added to the stream one by one and not as a sum: the losses differ by rounding."""
+    found = []
+    for reversible in (True, False):
+        config = config_of(
+            reversible=reversible, num_heads=3, attention=KINDS["mixed"], dropout=0.1, attention_dropout=0.1,
+            heads_at_once=heads_at_once, projection_chunk_length=projection_chunk_length, ff_chunk_length=4,
+            loss_chunk_length=7,
+        )  # fmt: skip
+        found.append(gradients(ReformerLM(config).to(dtype), tokens_of(), key_padding_mask=mask))
+    assert found[0][0] == pytest.approx(found[1][0], rel=LIMITS[dtype])
+    assert relative_error(found[0][1], found[1][1]) < LIMITS[dtype]
+
+
+@pytest.mark.parametrize("kind", ["local", "full"])
+def test_heads_at_once_change_no_gradient(kind: str) -> None:
+    """Of attention without draws of its own: groups of LSH heads hash with other rotations."""
+    results = [
+        gradients(ReformerLM(config_of(attention=KINDS[kind], heads_at_once=heads)).double(), tokens_of())
+        for heads in (None, 1)
+    ]
+    assert results[0][0] == pytest.approx(results[1][0], rel=1e-13)
+    assert relative_error(results[0][1], results[1][1]) < 1e-12
+
+
+@pytest.mark.parametrize("knob", ["ff_chunk_length", "loss_chunk_length", "projection_chunk_length"])
 @pytest.mark.parametrize("reversible", [True, False], ids=["reversible", "stored"])
 def test_a_memory_knob_changes_no_gradient(reversible: bool, knob: str) -> None:
     """With dropout the draws of the pieces differ, so this is asked of dropout 0."""
