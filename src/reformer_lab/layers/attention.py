@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from reformer_lab.ops.full_attention import full_attention, shared_qk_attention
-from reformer_lab.ops.hashing import default_num_buckets, draw_rotations
+from reformer_lab.ops.hashing import default_num_buckets, rotations_shape
 from reformer_lab.ops.local_attention import local_attention
 from reformer_lab.ops.lsh_attention import lsh_attention, lsh_buckets
 from reformer_lab.ops.random import CallSeeds, Draws
@@ -160,7 +160,6 @@ class LSHSelfAttention(SelfAttention):
     def _hash(self, qk: Tensor, num_buckets: int | tuple[int, ...], draws: Draws) -> Tensor:
         # Fixed rotations are shared, so that an example's result does not depend on its place in the batch.
         batch = 1 if self.share_rotations or draws.fixed else qk.shape[0]
-        rotations = draw_rotations(
-            batch, qk.shape[1], self.d_head, self.num_hashes, num_buckets, draws.generator("rotations")
-        )
+        shape = rotations_shape(batch, qk.shape[1], self.d_head, self.num_hashes, num_buckets)
+        rotations = draws.normal("rotations", *shape)
         return lsh_buckets(qk, rotations, num_buckets, backend=self.options["backend"])

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils import _pytree
 
 from reformer_lab.errors import UserError
 from reformer_lab.layers.attention import FullSelfAttention, LocalSelfAttention, LSHSelfAttention, SelfAttention
@@ -33,6 +34,10 @@ class ReformerOutput(NamedTuple):
 
     loss: Tensor | None
     logits: Tensor | None
+
+
+# So that an exported program can be saved. torch offers no public name for it.
+_pytree._register_namedtuple(ReformerOutput, serialized_type_name="reformer_lab.ReformerOutput")
 
 
 class ReformerLM(nn.Module):
@@ -210,7 +215,8 @@ class ReformerLM(nn.Module):
         for name, other in (("targets", targets), ("key_padding_mask", key_padding_mask)):
             if other is not None and other.shape != tokens.shape:
                 raise UserError(f"{name} of shape {tuple(other.shape)}: expected that of tokens, {tuple(tokens.shape)}")
-        if tokens.device.type == "cpu":  # elsewhere asking would wait for the device
+        # On another device asking would wait for it; in a graph there is nothing to ask.
+        if tokens.device.type == "cpu" and not torch.compiler.is_compiling():
             read = tokens if key_padding_mask is None else tokens.masked_fill(key_padding_mask, START_TOKEN)
             least, most = int(read.min()), int(read.max())
             if least < 0 or most >= self.config.vocab_size:

@@ -35,6 +35,13 @@ def bucket_factors(num_buckets: int | Sequence[int]) -> tuple[int, ...]:
     return factors
 
 
+def rotations_shape(
+    batch: int, heads: int, d_head: int, num_hashes: int, num_buckets: int | Sequence[int]
+) -> tuple[int, int, int, int, int]:
+    """Return (batch, heads, d_head, num_hashes, half the sum of the factors)."""
+    return batch, heads, d_head, num_hashes, sum(bucket_factors(num_buckets)) // 2
+
+
 def draw_rotations(
     batch: int,
     heads: int,
@@ -45,8 +52,7 @@ def draw_rotations(
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Draw normal rotations (batch, heads, d_head, num_hashes, half the sum of the factors) on the generator's device."""
-    columns = sum(bucket_factors(num_buckets)) // 2
-    shape = (batch, heads, d_head, num_hashes, columns)
+    shape = rotations_shape(batch, heads, d_head, num_hashes, num_buckets)
     return torch.randn(shape, generator=generator, device=generator.device, dtype=dtype)
 
 

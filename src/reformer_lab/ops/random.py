@@ -4,7 +4,7 @@ The reversible backward pass and the memory-saving functions recompute parts of 
 draws by seed, so no generator state is saved and the global generators are never touched.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -12,6 +12,18 @@ from torch import Tensor
 from reformer_lab.seeds import derive_seed
 
 _LOW_32_BITS = 0xFFFFFFFF
+
+torch.library.define("reformer_lab::normal", "(int seed, SymInt[] shape) -> Tensor")
+
+
+@torch.library.impl("reformer_lab::normal", "default")
+def _normal(seed: int, shape: Sequence[int]) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@torch.library.register_fake("reformer_lab::normal")
+def _normal_fake(seed: int, shape: Sequence[int]) -> Tensor:
+    return torch.empty(*shape)
 
 
 class Draws:
@@ -45,6 +57,11 @@ class Draws:
     def generator(self, name: str, device: torch.device | str = "cpu") -> torch.Generator:
         """Return a new generator on `device`, the same one whenever this name is asked for."""
         return torch.Generator(device).manual_seed(derive_seed(self.seed, name))
+
+    def normal(self, name: str, *shape: int) -> Tensor:
+        """Return normal numbers, fp32 on the host: those that `generator(name)` gives. An exported program draws them too."""
+        numbers: Tensor = torch.ops.reformer_lab.normal(derive_seed(self.seed, name), shape)
+        return numbers
 
     def remember(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
         """Return compute() the first time; in a replay, the tensor of the first time."""
