@@ -241,10 +241,24 @@ def test_stops_at_an_accuracy(tmp_path: Path) -> None:
     assert train(run, tmp_path / "again")["step"] == final["step"]
 
 
+def test_numbers_read_late_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, where reading a number waits for the device: lines, weights and resumed runs do not change."""
+    for late in (False, True):
+        monkeypatch.setattr(loop, "reads_late", lambda device, late=late: late)
+        train(tiny_run(), tmp_path / str(late))
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_run(), tmp_path / "resumed", Interrupting("step", 3, signal.SIGINT))
+    train(tiny_run(), tmp_path / "resumed")
+    for name in ("True", "resumed"):
+        assert_same_run(tmp_path / name, tmp_path / "False")
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["at-once", "late"])
 @pytest.mark.parametrize("spoilt", ["loss", "gradient"])
 def test_not_finite_ends_the_run_and_keeps_the_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoilt: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoilt: str, late: bool
 ) -> None:
+    monkeypatch.setattr(loop, "reads_late", lambda device: late)
     real = loop.Run.forward
     calls = []
 

@@ -46,6 +46,18 @@ class Counters:
     """Bytes of metrics.jsonl."""
 
 
+@dataclass(frozen=True)
+class Pending:
+    """A step whose numbers are still on the device."""
+
+    step: int
+    numbers: torch.Tensor
+    """The losses of the micro-batches, already weighted, and the gradient's norm."""
+    rate: float
+    tokens: int
+    began: float
+
+
 def train(config: RunConfig, output: Path, progress: Progress | None = None) -> Event:
     """Train as `config` says in the folder `output` and return the "final" event.
 
@@ -87,6 +99,9 @@ class Run:
         self.prepared = self.accelerator.prepare(self.model)
         self.began = time.perf_counter() - self.counters.seconds
         self.timed_steps, self.timed_seconds = 0, 0.0
+        self.pending: Pending | None = None
+        self.settled = time.perf_counter()
+        self.late = reads_late(self.accelerator.device)
         self.answered: tuple[object, Metrics] | None = None
         report({"event": "start", "data": self.dataset.name, "unit": self.dataset.unit,
                 "splits": split_sizes(self.dataset),
@@ -103,6 +118,8 @@ class Run:
             if stopped_early or counters.step == config.steps:
                 break
             self.step()
+            if self.rests():
+                self.settle()
             if config.checkpoint_every and counters.step % config.checkpoint_every == 0:
                 self.save()
             self.leave_if_asked()
@@ -114,32 +131,52 @@ class Run:
                             "parameters": parameter_count(self.model), "evaluations": scores,
                             "stopped_early": stopped_early})
 
+    def rests(self) -> bool:
+        """Whether something other than a step comes next."""
+        step, config = self.counters.step, self.config
+        due = any(every and step % every == 0 for every in (config.eval_every, config.checkpoint_every))
+        return due or step == config.steps or self.stop.received is not None
+
     def step(self) -> None:
-        """Take one optimiser step. A gradient that is not finite ends the run before it can spoil the weights."""
+        """Take one optimiser step. A gradient that is not finite ends the run, and is never in a checkpoint."""
         config, counters, began = self.config, self.counters, time.perf_counter()
         step = counters.step + 1
         rate = learning_rate(config.optimizer, step, config.steps)
         set_learning_rate(self.optimizer, rate)
         batch = self.dataset.train_batch(step - 1, config.batch_size)
         counted = int((batch.targets != IGNORED).sum())
-        loss = 0.0
+        losses = []
         self.prepared.train()
         for piece, part in enumerate(cut(batch, config.accumulation)):
             # A mean over the step's targets, not a mean of the pieces' means: accumulation changes nothing.
             share = int((part.targets != IGNORED).sum()) / counted
             part_loss = self.forward(part, derive_seed(config.seed, "step", step, piece)) * share
             self.accelerator.backward(part_loss)
-            loss += float(part_loss.detach())
+            losses.append(part_loss.detach())
         limit = math.inf if config.optimizer.clip_norm is None else config.optimizer.clip_norm
-        norm = float(self.accelerator.clip_grad_norm_(self.prepared.parameters(), limit))
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise UserError(f"step {step}: the loss is {loss}, the gradient's norm {norm}; the last checkpoint is kept."
-                            "\nTry a lower --optimizer.learning-rate, or --precision fp32, in another --output")
+        norm = self.accelerator.clip_grad_norm_(self.prepared.parameters(), limit)
+        self.settle()
+        self.pending = Pending(step, torch.stack([*losses, norm]), rate, batch.tokens.numel(), began)
+        if not self.late:
+            self.settle()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        counters.step, counters.loss_sum, counters.loss_count = step, counters.loss_sum + loss, counters.loss_count + 1
-        self.timed_steps, self.timed_seconds = self.timed_steps + 1, self.timed_seconds + time.perf_counter() - began
-        self.report_step(batch.tokens.numel(), rate, norm, loss)
+        counters.step = step
+
+    def settle(self) -> None:
+        """Read the numbers of the step that is not settled yet, and report it."""
+        if self.pending is None:
+            return
+        pending, self.pending, counters = self.pending, None, self.counters
+        *losses, norm = pending.numbers.tolist()
+        loss = math.fsum(losses)
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise UserError(f"step {pending.step}: the loss is {loss}, the gradient's norm {norm}; the last checkpoint is kept."
+                            "\nTry a lower --optimizer.learning-rate, or --precision fp32, in another --output")
+        counters.loss_sum, counters.loss_count = counters.loss_sum + loss, counters.loss_count + 1
+        began, self.settled = max(pending.began, self.settled), time.perf_counter()
+        self.timed_steps, self.timed_seconds = self.timed_steps + 1, self.timed_seconds + self.settled - began
+        self.report_step(pending, norm, loss)
         # Where the step's own lines end: an evaluation that follows is made and recorded again after a resume.
         counters.metrics_position = self.log.position()
 
@@ -152,17 +189,17 @@ class Run:
             return self.prepared(batch.tokens.to(device), targets=batch.targets.to(device), key_padding_mask=mask,
                                  generator=generator).loss
 
-    def report_step(self, tokens: int, rate: float, norm: float, loss: float) -> None:
+    def report_step(self, pending: Pending, norm: float, loss: float) -> None:
         """Show the step; write a line of metrics when one is due."""
         counters, config = self.counters, self.config
         mean = counters.loss_sum / counters.loss_count
-        speed = tokens * self.timed_steps / self.timed_seconds
-        event = {"step": counters.step, "loss": mean, "bits": bits(mean), "tokens_per_second": speed,
+        speed = pending.tokens * self.timed_steps / self.timed_seconds
+        event = {"step": pending.step, "loss": mean, "bits": bits(mean), "tokens_per_second": speed,
                  "peak_memory_bytes": peak_memory_bytes(self.accelerator.device)}
-        left = (config.steps - counters.step) * tokens / speed
+        left = (config.steps - pending.step) * pending.tokens / speed
         self.report({"event": "step", **event, "seconds_left": left})
-        if counters.step % config.log_every == 0 or counters.step == config.steps:
-            self.record({"event": "train", **event, "learning_rate": rate, "grad_norm": norm,
+        if pending.step % config.log_every == 0 or pending.step == config.steps:
+            self.record({"event": "train", **event, "learning_rate": pending.rate, "grad_norm": norm,
                          "seconds": self.seconds()})
             counters.loss_sum, counters.loss_count = 0.0, 0
             self.timed_steps, self.timed_seconds = 0, 0.0
@@ -217,6 +254,7 @@ class Run:
     def leave_if_asked(self) -> None:
         """After SIGINT or SIGTERM: save and end the process."""
         if self.stop.received is not None:
+            self.settle()
             self.save()
             self.report({"event": "note", "text": f"stopped at step {self.counters.step}, saved: "
                                                   "the same call goes on from there"})
@@ -234,6 +272,11 @@ class Run:
             sync_all(temporary)
             temporary.rename(target)
             self.log.sync()
+
+
+def reads_late(device: torch.device) -> bool:
+    """Whether a step's numbers are read when the next step is under way: reading waits for what a GPU has still to do."""
+    return device.type != "cpu"
 
 
 def cut(batch: Batch, pieces: int) -> list[Batch]:
