@@ -27,6 +27,8 @@ from reformer_lab.seeds import derive_seed
 EXACT = "exact"
 """Name of the contender that the others are compared with."""
 PASSES = ("forward", "forward+backward")
+WARM_LENGTH = 1024
+"""Tokens that a process computes before its memory is measured."""
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 MACHINE_COLUMNS = ("device", "device_name", "threads", "torch", "reformer_lab", "commit", "date")
@@ -34,9 +36,9 @@ COLUMNS = ("what", "contender", "version", "length", "pass", "status", "median",
            "ratio_low", "ratio_high", "peak_bytes", "above_baseline_bytes", "batch_size", "num_heads", "d_head", "num_hashes",
            "chunk_length", "buckets", "precision", "error", *MACHINE_COLUMNS)
 SCALING_COLUMNS = ("what", "contender", "version", "length", "pass", "status", "median", "low", "high", "repeats",
-                   "seconds_per_token", "relative_time", "above_baseline_bytes", "bytes_per_token", "relative_memory",
-                   "batch_size", "num_heads", "d_head", "num_hashes", "chunk_length", "buckets", "precision", "error",
-                   *MACHINE_COLUMNS)
+                   "seconds_per_token", "relative_time", "peak_bytes", "above_baseline_bytes", "bytes_per_token",
+                   "relative_memory", "batch_size", "num_heads", "d_head", "num_hashes", "chunk_length", "buckets", "precision",
+                   "error", *MACHINE_COLUMNS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,4 +282,4 @@ def _common_columns(what: str, direction: str, shape: LayerShape, precision: str
 def _job(contender: str, length: int, what: str, direction: str, shape: LayerShape, device: str, precision: str,
          threads: int | None) -> Job:
     return {"kind": "attention", "contender": contender, "length": length, "what": what, "pass": direction,
-            "shape": asdict(shape), "device": device, "precision": precision, "threads": threads}
+            "shape": asdict(shape), "device": device, "precision": precision, "threads": threads, "warm_length": WARM_LENGTH}

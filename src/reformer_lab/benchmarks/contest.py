@@ -18,7 +18,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from reformer_lab.benchmarks.measure import Timing, percentile
+from reformer_lab.benchmarks.measure import MALLOC_ENVIRONMENT, Timing, percentile
 
 COMMAND = (sys.executable, "-m", "reformer_lab.benchmarks.worker")
 """What is started for each contender."""
@@ -31,6 +31,8 @@ Progress = Callable[[str], None]
 
 _START_SECONDS = 900
 """For a process to import, build its model and draw its input: not what is measured."""
+_COMPILE_SECONDS = 60
+"""What the first call may take longer: kernels are compiled and tuned."""
 _REST_SECONDS = 0.02
 """Between two turns: the threads of the process that has just ended its turn spin for some milliseconds before they sleep."""
 
@@ -51,7 +53,7 @@ def hold_contest(jobs: Mapping[str, Job], *, repeats: int, max_seconds: float,
                  progress: Progress | None = None) -> dict[str, Outcome]:
     """Let the contenders `jobs` take turns and return each one's outcome.
 
-    `max_seconds`: a call that takes longer is stopped with its process and is "over time". A contender whose turns have
+    `max_seconds`: a turn that takes longer is stopped with its process and is "over time". A contender whose turns have
     taken so long together gets no further one, so that slow ones may have fewer than `repeats`.
     """
     say = progress or (lambda text: None)
@@ -60,17 +62,39 @@ def hold_contest(jobs: Mapping[str, Job], *, repeats: int, max_seconds: float,
         for name, contender in contenders.items():
             say(f"{name}: warm-up")
             contender.ask({"job": jobs[name]}, _START_SECONDS)
-            contender.take_turn(max_seconds, counted=False)
+            contender.take_turn(max_seconds + _COMPILE_SECONDS, counted=False)
         for turn in range(repeats):
             for name, contender in contenders.items():
                 if sum(contender.outcome.seconds) < max_seconds:
                     say(f"{name}: turn {turn + 1} of {repeats}")
                     contender.take_turn(max_seconds)
         for name, contender in contenders.items():
-            say(f"{name}: memory")
-            contender.measure_memory(2 * max_seconds + 60)  # allocations are slower then
+            if contender.outcome.status == FINISHED:
+                say(f"{name}: memory")
+                contender.outcome.facts |= _memory(contender, jobs[name], 2 * max_seconds)
             contender.close()
         return {name: contender.outcome for name, contender in contenders.items()}
+
+
+def _memory(contender: "Contender", job: Job, max_seconds: float) -> dict[str, Any]:
+    """Return "peak_bytes" and "above_baseline_bytes", or nothing where that fails: the times stand.
+
+    A job with a "warm_length" gets a new process, which has computed so many tokens before, to load every kernel, and
+    gives freed memory back at once. Another one is asked in the process that was timed, whose allocator may keep some
+    blocks of less than 32 MB.
+    """
+    if "warm_length" not in job:
+        reply = contender.ask({"command": "memory"}, max_seconds)
+    else:
+        contender.close()
+        with Contender(job, MALLOC_ENVIRONMENT) as fresh:
+            fresh.ask({"job": {**job, "length": min(job["length"], job["warm_length"])}}, _START_SECONDS)
+            fresh.take_turn(_COMPILE_SECONDS)
+            fresh.ask({"job": job}, _START_SECONDS)
+            reply = fresh.ask({"command": "memory"}, max_seconds + _COMPILE_SECONDS)
+    contender.outcome.status = FINISHED
+    facts: dict[str, Any] = reply.get("facts", {})
+    return {name: facts[name] for name in ("peak_bytes", "above_baseline_bytes") if name in facts}
 
 
 def climb(lengths: Sequence[int], jobs_at: Callable[[int], Mapping[str, Job]], *, repeats: int, max_seconds: float,
@@ -111,9 +135,9 @@ def summary(outcome: Outcome, against: Outcome | None = None) -> dict[str, Any]:
 class Contender:
     """One worker process, from this side."""
 
-    def __init__(self, job: Job) -> None:
-        """Start it; it computes nothing until it is asked. `job` tells the number of threads, None for torch's own."""
-        environment = dict(os.environ)
+    def __init__(self, job: Job, variables: Mapping[str, str] | None = None) -> None:
+        """Start it; it computes nothing until it is asked. `variables` are added to its environment."""
+        environment = {**os.environ, **(variables or {})}
         if job.get("threads") is not None:
             environment |= {"OMP_NUM_THREADS": str(job["threads"]), "MKL_NUM_THREADS": str(job["threads"])}
         self.outcome = Outcome()
@@ -137,11 +161,6 @@ class Contender:
         reply = self.ask({"command": "turn"}, max_seconds)
         if counted and "seconds" in reply:
             self.outcome.seconds.append(reply["seconds"])
-
-    def measure_memory(self, max_seconds: float) -> None:
-        """Let it measure its memory in one more call; where that fails, the columns stay empty and the times stand."""
-        if "status" in self.ask({"command": "memory"}, max_seconds):
-            self.outcome.status = FINISHED
 
     def ask(self, message: Mapping[str, Any], max_seconds: float) -> dict[str, Any]:
         """Send a message and return the reply, whose "facts" and "status" go into the outcome; {} once it has ended."""

@@ -1,7 +1,8 @@
 """One contender in a process of its own: `python -m reformer_lab.benchmarks.worker`, started by `contest`.
 
 Standard input and output carry one JSON object a line. First {"job": ...}, answered by what was built; then any number of
-{"command": "turn"}, answered by {"seconds": ...}, and {"command": "memory"}. The answer to what failed has a "status".
+{"command": "turn"}, answered by {"seconds": ...}, {"command": "memory"}, or another job in the place of the first. The
+answer to what failed has a "status".
 Whatever else is printed goes to standard error. The process ends with its parent: when standard input closes.
 """
 
@@ -69,11 +70,14 @@ def main(build: Callable[[Mapping[str, Any]], Work] = build) -> None:
     while True:
         message = messages.get()
         try:
-            if work is None:
+            if "job" in message:
+                work = None
                 if message["job"].get("threads") is not None:
                     torch.set_num_threads(message["job"]["threads"])
                 work = build(message["job"])
                 reply: dict[str, Any] = {"facts": {**work.facts, **describe_device(work.device)}}
+            elif work is None:
+                raise RuntimeError("asked for a command without a job")
             elif message["command"] == "turn":
                 reply = {"seconds": _turn(work), "facts": work.facts}
             else:
@@ -90,19 +94,23 @@ def main(build: Callable[[Mapping[str, Any]], Work] = build) -> None:
 
 def _turn(work: Work) -> float:
     seconds: list[float] = []
+    if work.device.type == "cuda":
+        work.run()  # to have again the memory that the last turn left to the others
     while sum(seconds) < _TURN_SECONDS:
         seconds.append(time_call(work.run, work.device))
+    if work.device.type == "cuda":
+        torch.cuda.empty_cache()
     return statistics.median(seconds)
 
 
 def _memory(work: Work) -> dict[str, Any]:
-    """Return the process's highest memory so far, and the peak of one more call above what was there before it."""
-    peak = process_peak(work.device)
+    """Return the process's highest memory, and the peak of one more call above what was there before it."""
+    before = process_peak(work.device)
     give_memory_back()
     meter = PeakMemory(work.device)
     with meter:
         work.run()
-    return {"peak_bytes": peak, "above_baseline_bytes": meter.bytes}
+    return {"peak_bytes": max(before, meter.baseline + meter.bytes), "above_baseline_bytes": meter.bytes}
 
 
 def _listen(messages: "queue.Queue[dict[str, Any]]") -> None:

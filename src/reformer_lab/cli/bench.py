@@ -149,6 +149,7 @@ class _AttentionPlan:
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.lengths = parse_counts(arguments.lengths)
         _positive(arguments, "batch_size", "heads", "d_head", "rounds", "chunk_length", "repeats", "threads")
+        _check_seconds(arguments)
         _check_files(arguments)
 
         from reformer_lab.benchmarks.attention import PASSES, PRECISIONS, LayerShape
@@ -189,6 +190,7 @@ class _AttentionPlan:
 def _step(arguments: argparse.Namespace) -> int:
     lengths = parse_counts(arguments.lengths) if arguments.lengths else None
     _positive(arguments, "batch_size", "repeats", "threads", "ff_chunk_length", "loss_chunk_length")
+    _check_seconds(arguments)
     _check_files(arguments)
     _check_precision(arguments.precision)
 
@@ -342,6 +344,11 @@ def _positive(arguments: argparse.Namespace, *names: str) -> None:
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} {value}: must be at least 1")
+
+
+def _check_seconds(arguments: argparse.Namespace) -> None:
+    if not arguments.max_seconds > 0:
+        raise UserError(f"--max-seconds {arguments.max_seconds}: must be more than 0")
 
 
 def _check_writable(path: Path | None, option: str = "--csv") -> None:
