@@ -96,7 +96,10 @@ def test_rows_and_skips(made_up_times: list[Mapping[str, Any]], tmp_path: Path, 
         ("16384", "lsh-torch", "over time")]  # fmt: skip
     assert float(rows[1]["times_faster"]) == pytest.approx(1.024)
     assert rows[3]["times_faster"] == ""
-    assert "skipped: over time at 4096" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "skipped: over time at 4096" in out
+    assert [line for line in out.splitlines() if line.startswith("at ")] == [
+        "at 1,024 tokens lsh-torch is 1.02 times faster than exact"]
 
 
 def test_bench_step(made_up_times: list[Mapping[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,

@@ -240,13 +240,22 @@ class _Table:
         """Show each row as it comes and write it down."""
         from reformer_lab.benchmarks.measure import write_csv
 
+        medians: dict[int, dict[str, float]] = {}
         for row in rows:
             self._rows.append({**self._machine, **row})
+            if row["status"] == "finished":
+                medians.setdefault(row["length"], {})[row["contender"]] = row["median"]
             self._failed |= row["status"] == "failed"
             _progress("")
             print(self._line(self._cells(row)), flush=True)
             if self._arguments.csv is not None:
                 write_csv(self._arguments.csv, self._rows, self._columns)
+        for length, seconds in medians.items():
+            ours = {name: own for name, own in seconds.items() if name.startswith(("lsh-", "reformer-lab"))}
+            if ours and len(ours) < len(seconds):
+                best = min(ours, key=ours.__getitem__)
+                faster = [f"{seconds[name] / ours[best]:.2f} times faster than {name}" for name in seconds if name not in ours]
+                print(f"at {length:,} tokens {best} is {', '.join(faster)}", flush=True)
 
     def end(self) -> int:
         """Draw the figure, say what was written, and return the exit code: 1 if a contender failed."""
