@@ -25,8 +25,6 @@ def build(job):
             log.write(job["name"] + " ")
         time.sleep(job.get("seconds", 0.1))
         does = job.get("does", "")
-        if job.get("length", 0) < job.get("from", 0):
-            return
         if does == "die":
             os.kill(os.getpid(), getattr(signal, job["signal"]))
         if does == "hang":
@@ -97,18 +95,20 @@ def test_slow_ones_get_fewer_turns(jobs: Any) -> None:
     assert [len(outcome.seconds) for outcome in outcomes.values()] == [2, 3]
 
 
-def test_greater_lengths_are_skipped_once_one_was_too_much(jobs: Any) -> None:
-    def jobs_at(length: int) -> dict[str, Any]:
-        made = jobs(kills={"does": "die", "signal": "SIGKILL"}, raises={"does": "raise"}, well={})
-        return {name: {**job, "length": length, "from": 20} for name, job in made.items()}
+def test_greater_lengths_are_skipped_once_one_was_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hold(jobs: dict[str, dict[str, Any]], **_: Any) -> dict[str, Outcome]:
+        return {name: Outcome(name if job["length"] >= 20 else "finished") for name, job in jobs.items()}
 
+    names = ("out of memory", "over time", "failed", "finished")
+    monkeypatch.setattr(contest, "hold_contest", hold)
+    jobs_at = lambda length: {name: {"length": length} for name in names}  # noqa: E731
     found = dict(climb([30, 10, 20, 30], jobs_at, repeats=1, max_seconds=60))
     assert list(found) == [10, 20, 30]
-    statuses = {name: [found[length][name].status for length in found] for name in ("kills", "raises", "well")}
-    assert statuses == {
-        "kills": ["finished", "out of memory", "skipped: out of memory at 20"],
-        "raises": ["finished", "failed", "failed"],  # another length may suit it
-        "well": ["finished"] * 3,
+    assert {name: [found[length][name].status for length in found] for name in names} == {
+        "out of memory": ["finished", "out of memory", "skipped: out of memory at 20"],
+        "over time": ["finished", "over time", "skipped: over time at 20"],
+        "failed": ["finished", "failed", "failed"],  # another length may suit it
+        "finished": ["finished"] * 3,
     }
 
 
