@@ -11,6 +11,7 @@ from reformer_lab.benchmarks.train_step import (
     COLUMNS,
     CONTENDERS,
     MODEL,
+    PIECES,
     bench_step,
     build,
     choose_contenders,
@@ -81,11 +82,12 @@ def test_the_model_fits_the_length() -> None:
 
 
 def test_models() -> None:
-    assert preset_model(None, None, None) == MODEL
-    assert preset_model("crime_and_punishment", None, 4096).ff_chunk_length == 8192
-    assert preset_model("crime_and_punishment", None, 4096).loss_chunk_length == 4096
+    assert preset_model(None, dict.fromkeys(PIECES)) == MODEL
+    crime = get_preset("crime_and_punishment")
+    for name in PIECES:
+        assert preset_model("crime_and_punishment", {**dict.fromkeys(PIECES), name: 2}) == crime.replace(**{name: 2})
     with pytest.raises(UserError, match="unknown preset 'crime'"):
-        preset_model("crime", None, None)
+        preset_model("crime", {})
 
 
 def test_who_takes_part(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from reformer_lab.benchmarks.contest import FINISHED, Job, Progress, climb, hold
 from reformer_lab.benchmarks.measure import resolve_device
 from reformer_lab.benchmarks.worker import Work
 from reformer_lab.errors import UserError
-from reformer_lab.layers.attention import FullSelfAttention, LSHSelfAttention
+from reformer_lab.layers.attention import LSHSelfAttention
 from reformer_lab.ops import lsh_attention
 from reformer_lab.ops.hashing import default_num_buckets
 from reformer_lab.ops.lsh_attention import BACKENDS, unusable
@@ -106,13 +106,15 @@ def _buckets(number: int | Sequence[int]) -> str:
 
 def _exact_layer(shape: LayerShape, length: int) -> Problem:
     """Projections to queries, keys and values, torch's exact attention, a projection back."""
-    layer = FullSelfAttention(shape.width, shape.num_heads, shape.d_head, shared_qk=False)
+    projections = nn.ModuleList(nn.Linear(shape.width, shape.width, bias=False) for _ in range(4))
+    *given, back = projections
 
     def attend(x: Tensor) -> Tensor:
-        q, k, v = (layer.heads(projection, x) for projection in (layer.query, layer.key, layer.value))
-        return layer.output(scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
+        q, k, v = (projection(x).unflatten(-1, (shape.num_heads, shape.d_head)).transpose(1, 2) for projection in given)
+        result: Tensor = back(scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
+        return result
 
-    return _of_layer(layer, attend, lambda: {"version": f"torch {torch.__version__}"})
+    return _of_layer(projections, attend, lambda: {"version": f"torch {torch.__version__}"})
 
 
 def _lsh_layer(backend: str) -> Callable[[LayerShape, int], Problem]:

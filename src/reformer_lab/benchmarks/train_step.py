@@ -1,7 +1,7 @@
 """A whole training step (forward, backward, Adam) of a language model side by side: this package's and the peers'."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,10 +21,13 @@ from reformer_lab.seeds import derive_seed
 OURS = "reformer-lab"
 CONTENDERS = (OURS, *peers.DISTRIBUTIONS)
 
+PIECES = ("ff_chunk_length", "projection_chunk_length", "heads_at_once", "loss_chunk_length")
+"""Fields of our model that trade time for memory and change no result: a peer has no such column."""
+
 COLUMNS = ("contender", "version", "model", "length", "status", "tokens_per_second", "median", "low", "high", "repeats",
            "times_faster", "ratio_low", "ratio_high", "against", "peak_bytes", "above_baseline_bytes", "parameters", "loss",
            "batch_size", "num_layers", "d_model", "d_ff", "num_heads", "d_head", "num_hashes", "chunk_length",
-           "ff_chunk_length", "loss_chunk_length", "precision", "error", *MACHINE_COLUMNS)
+           *PIECES, "precision", "error", *MACHINE_COLUMNS)
 
 MODEL = ReformerConfig(
     vocab_size=258, d_model=512, d_ff=2048, num_layers=6, num_heads=8, d_head=64, max_length=16384, attention=("local", "lsh"),
@@ -109,7 +112,7 @@ def bench_step(lengths: Sequence[int], contenders: Sequence[str], *, config: Ref
     shape = ("num_layers", "d_model", "d_ff", "num_heads", "d_head", "num_hashes", "chunk_length")
     common = {"model": name, "batch_size": batch_size, "precision": precision, "against": against,
               **{field: getattr(config, field) for field in shape}}
-    pieces = {field: getattr(config, field) for field in ("ff_chunk_length", "loss_chunk_length")}
+    pieces = {field: getattr(config, field) for field in PIECES}
 
     def jobs_at(length: int) -> dict[str, Job]:
         model = model_at(config, length).to_dict()
@@ -125,8 +128,7 @@ def bench_step(lengths: Sequence[int], contenders: Sequence[str], *, config: Ref
             yield row
 
 
-def preset_model(preset: str | None, ff_chunk_length: int | None, loss_chunk_length: int | None) -> ReformerConfig:
-    """Return the model of a preset, or MODEL, with other chunks where they are given."""
+def preset_model(preset: str | None, pieces: Mapping[str, int | None]) -> ReformerConfig:
+    """Return the model of a preset, or MODEL, with those of PIECES that are given and not None."""
     config = MODEL if preset is None else get_preset(preset)
-    given = {"ff_chunk_length": ff_chunk_length, "loss_chunk_length": loss_chunk_length}
-    return config.replace(**{name: value for name, value in given.items() if value is not None})
+    return config.replace(**{name: value for name, value in pieces.items() if value is not None})
