@@ -29,6 +29,10 @@ installed: `make bench-environment` makes an environment with them, `make bench`
 MEMORY_COLUMNS = ("layers", "attention", "reversible", "length", "ff_chunk", "status", "activation_bytes", "parameter_bytes",
                   "gradient_bytes", "optimizer_bytes", "seconds", "device", "device_name", "threads")
 
+PIECES = {"ff_chunk_length": "positions of the feed-forward layer", "loss_chunk_length": "positions whose logits exist",
+          "projection_chunk_length": "positions of the attention's projections", "heads_at_once": "heads whose attention exists"}
+"""Options of `step` that trade time for memory."""
+
 
 def main(argv: list[str]) -> int:
     """Run one of the benchmarks."""
@@ -61,12 +65,8 @@ def main(argv: list[str]) -> int:
 
     step.add_argument("--preset", help="a preset's model, with transformers beside it, instead of 6 layers of width 512")
     step.add_argument("--only", help="contenders, separated by commas (all that can run)")
-    step.add_argument("--ff-chunk-length", type=int, help="ours: positions of the feed-forward layer at once (2048, or the "
-                                                           "preset's)")
-    step.add_argument("--loss-chunk-length", type=int, help="ours: positions whose logits exist at once (2048, or the preset's)")
-    step.add_argument("--projection-chunk-length", type=int, help="ours: positions of the attention's projections at once (all, "
-                                                                   "or the preset's)")
-    step.add_argument("--heads-at-once", type=int, help="ours: heads whose attention exists at once (all, or the preset's)")
+    for name, meaning in PIECES.items():
+        step.add_argument(f"--{name.replace('_', '-')}", type=int, help=f"ours: {meaning} at once (the model's)")
 
     for action, seconds in ((attention, 60), (scaling, 300), (step, 600)):
         action.add_argument("--batch-size", type=int, default=1, help="sequences (%(default)s)")
@@ -193,8 +193,7 @@ class _AttentionPlan:
 
 def _step(arguments: argparse.Namespace) -> int:
     lengths = parse_counts(arguments.lengths) if arguments.lengths else None
-    pieces = ("ff_chunk_length", "projection_chunk_length", "heads_at_once", "loss_chunk_length")
-    _positive(arguments, "batch_size", "repeats", "threads", *pieces)
+    _positive(arguments, "batch_size", "repeats", "threads", *PIECES)
     _check_seconds(arguments)
     _check_files(arguments)
     _check_precision(arguments.precision)
@@ -203,7 +202,7 @@ def _step(arguments: argparse.Namespace) -> int:
     from reformer_lab.benchmarks.measure import resolve_device
     from reformer_lab.benchmarks.train_step import COLUMNS, OURS, bench_step, choose_contenders, preset_model
 
-    config = preset_model(arguments.preset, {name: getattr(arguments, name) for name in pieces})
+    config = preset_model(arguments.preset, {name: getattr(arguments, name) for name in PIECES})
     device = resolve_device(arguments.device)
     machine = _machine(arguments)
     print(f"{machine['device_name']}, {machine['threads']} threads, {arguments.precision}; batch {arguments.batch_size}, "
