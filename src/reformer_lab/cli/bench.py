@@ -30,7 +30,8 @@ MEMORY_COLUMNS = ("layers", "attention", "reversible", "length", "ff_chunk", "st
                   "gradient_bytes", "optimizer_bytes", "seconds", "device", "device_name", "threads")
 
 PIECES = {"ff_chunk_length": "positions of the feed-forward layer", "loss_chunk_length": "positions whose logits exist",
-          "projection_chunk_length": "positions of the attention's projections", "heads_at_once": "heads whose attention exists"}
+          "projection_chunk_length": "positions of the attention's projections",
+          "heads_at_once": "heads whose attention exists"}
 """Options of `step` that trade time for memory."""
 
 
