@@ -1,16 +1,23 @@
 # make reproduce   install, run the quick suite, write the report           (no data set, no GPU needed)
 # make test        install, check the style and the types, run all tests
 # make test-all    the same and the tests that need environments of their own
+# make bench       the published comparison with transformers and reformer-pytorch (an hour or two on 2 cores; see docs/benchmarks.md)
 # make clean       remove what the two made, but no results
 
 PYTHON ?= python3
 VENV ?= .venv
 SCALE ?= quick
 OUTPUT ?= reproduction/$(SCALE)
+PEERS_VENV ?= .venv-peers
+BENCH_OUTPUT ?= results/benchmarks
+BENCH_LENGTHS ?= 1k,2k,4k,8k,16k,32k,64k
+BENCH_SECONDS ?= 300
+BENCH := $(PEERS_VENV)/bin/reformer-lab bench
+bench_files = --csv $(BENCH_OUTPUT)/$(1).csv --figure $(BENCH_OUTPUT)/$(1).svg
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: reproduce test test-all lint clean
+.PHONY: reproduce test test-all lint bench bench-gpu bench-environment clean
 
 reproduce: $(VENV)/.installed
 	$(BIN)/reformer-lab reproduce --scale $(SCALE) --output $(OUTPUT)
@@ -24,6 +31,20 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+bench: bench-environment
+	$(BENCH) attention --what operator,layer --device cpu --lengths $(BENCH_LENGTHS) --max-seconds $(BENCH_SECONDS) \
+	  $(call bench_files,attention-cpu)
+	$(BENCH) scaling --device cpu $(call bench_files,scaling-cpu)
+	$(BENCH) step --device cpu --lengths 4k,16k --repeats 3 $(call bench_files,step-cpu)
+	$(BENCH) step --device cpu --preset crime_and_punishment --repeats 1 --max-seconds 3600 \
+	  --csv $(BENCH_OUTPUT)/step-half-a-million-cpu.csv
+
+bench-gpu: bench-environment
+	$(BENCH) attention --what operator --device cuda --precision bf16 --heads 16 --lengths 1k,2k,4k,8k,16k,64k,256k,1m \
+	  --max-seconds $(BENCH_SECONDS) $(call bench_files,attention-gpu)
+
+bench-environment: $(PEERS_VENV)/.installed
+
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP_INSTALL) --editable .
@@ -35,5 +56,13 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip check
 	touch $@
 
+# transformers 4.57.6 asks for an older huggingface_hub than constraints.txt has: an environment of its own.
+$(PEERS_VENV)/.installed: pyproject.toml constraints-peers.txt
+	$(PYTHON) -m venv $(PEERS_VENV)
+	$(PEERS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-peers.txt \
+	  --editable ".[peers,test]"
+	$(PEERS_VENV)/bin/python -m pip check
+	touch $@
+
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PEERS_VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

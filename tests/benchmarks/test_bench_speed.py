@@ -1,4 +1,4 @@
-"""Seconds of a step and of an attention layer."""
+"""Seconds of a step."""
 
 from typing import Any
 
@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from reformer_lab.benchmarks import speed
-from reformer_lab.benchmarks.attention import COLUMNS, CONTENDERS, LayerShape, bench_attention, exact_layer, lsh_layer
 from reformer_lab.benchmarks.speed import measure_speed
 from reformer_lab.benchmarks.steps import TrainingStep, point_spec
 from reformer_lab.errors import UserError
@@ -61,28 +60,3 @@ def test_a_step_has_fresh_gradients_and_a_summary_of_them() -> None:
     assert other.gradient_summary()["gradient_component"] != pytest.approx(first["gradient_component"], rel=1e-3)
     with pytest.raises(UserError, match="precision 'fp8'"):
         TrainingStep({**point_spec(PARAMETERS, PARAMETERS["points"][0]), "precision": "fp8"}, 0, torch.device("cpu"))
-
-
-def test_attention_rows() -> None:
-    shape = LayerShape(num_heads=2, d_head=16, num_hashes=2, chunk_length=16)
-    rows = list(bench_attention([32, 48], shape=shape, device="cpu", repeats=2))
-    found = [(row["length"], row["contender"]) for row in rows[::2]]
-    assert found == [(length, name) for length in (32, 48) for name in CONTENDERS]
-    for row in rows:
-        assert set(row) == set(COLUMNS)
-        assert row["times_faster"] > 0
-        assert row["contender"] != "exact" or row["times_faster"] == 1
-    with pytest.raises(UserError, match="'flash' does not exist"):
-        list(bench_attention([32], contenders=["flash"]))
-
-
-def test_contenders_are_causal_layers() -> None:
-    shape = LayerShape(num_heads=2, d_head=16, num_hashes=2, chunk_length=64)
-    x = torch.randn(1, 40, 32, generator=torch.Generator().manual_seed(0))
-    later = x.clone()
-    later[:, 30:] += 1
-    for make in (exact_layer, lsh_layer("torch")):
-        one, other = (make(shape, torch.device("cpu"), torch.float32, 0)(value) for value in (x, later))
-        assert one.shape == x.shape
-        torch.testing.assert_close(one[:, 0], other[:, 0])
-        assert not torch.allclose(one[:, 35], other[:, 35])

@@ -1,6 +1,5 @@
-"""`list`, `reproduce`, `report`, `bench` as a user calls them."""
+"""`list`, `reproduce`, `report` as a user calls them."""
 
-import csv
 import subprocess
 import sys
 import time
@@ -9,10 +8,8 @@ from pathlib import Path
 import pytest
 
 from reformer_lab.cli import reproduce as module
-from reformer_lab.cli.bench import parse_count, parse_counts
 from reformer_lab.cli.list import expected_time
 from reformer_lab.cli.main import main
-from reformer_lab.errors import UserError
 from reformer_lab.experiments.registry import EXPERIMENTS
 from reformer_lab.models.presets import PRESETS
 from reformer_lab.runner import engine
@@ -94,51 +91,3 @@ def test_what_reproduce_asks_of_the_engine(
     assert main(["report", "reproduction/smoke"]) == 0
     assert "report: reproduction/smoke/report/index.html" in capsys.readouterr().out
     assert module.HELP.count("reformer-lab reproduce") == 3
-
-
-@pytest.mark.parametrize(("text", "value"), [("1", 1), ("4096", 4096), ("4k", 4096), ("16K", 16_384), ("1m", 1_048_576)])
-def test_counts(text: str, value: int) -> None:
-    assert parse_count(text) == value
-
-
-@pytest.mark.parametrize("text", ["", "0", "-4", "k", "1.5k", "4g", "0k", "²"])
-def test_counts_that_are_none(text: str) -> None:
-    with pytest.raises(UserError, match="no positive number"):
-        parse_count(text)
-
-
-def test_count_lists() -> None:
-    assert parse_counts("1k, 4k,16") == [1024, 4096, 16]
-
-
-def test_bench_attention(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "rows.csv"
-    shape = ["--heads", "2", "--d-head", "16", "--chunk-length", "16"]
-    assert main(["bench", "attention", "--lengths", "64,96", *shape, "--repeats", "1", "--csv", str(path)]) == 0
-    out = capsys.readouterr().out
-    assert "2 heads x 16, 4 rounds, chunk 16" in out
-    assert out.count("forward+backward") == 4
-    rows = list(csv.DictReader(path.open()))
-    assert [(row["contender"], row["length"]) for row in rows[::2]] == [
-        ("exact", "64"), ("lsh-torch", "64"), ("exact", "96"), ("lsh-torch", "96")]
-    assert all(float(row["median"]) > 0 for row in rows)
-
-
-def test_bench_memory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "rows.csv"
-    assert main(["bench", "memory", "--lengths", "2k", "--depths", "3", "--d-model", "64", "--attention", "full",
-                 "--csv", str(path), "--device", "cpu"]) == 0
-    assert "3 reversible" in capsys.readouterr().out
-    reversible, stored = csv.DictReader(path.open())
-    assert (reversible["reversible"], stored["reversible"]) == ("True", "False")
-    assert int(reversible["activation_bytes"]) < int(stored["activation_bytes"])
-
-
-def test_bench_of_what_cannot_be_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "'1q' is no positive number" in error_of(capsys, "bench", "attention", "--lengths", "1q")
-    assert "contender 'flash' does not exist" in error_of(capsys, "bench", "attention", "--only", "flash", "--lengths", "64")
-    assert "--heads 0: must be at least 1" in error_of(capsys, "bench", "attention", "--heads", "0")
-    assert "cannot be written" in error_of(capsys, "bench", "memory", "--csv", str(tmp_path))
-    assert "device 'tpu' does not exist" in error_of(capsys, "bench", "memory", "--device", "tpu")
-    assert "--precision fp8: choose" in error_of(capsys, "bench", "memory", "--precision", "fp8")
-    assert "attention" in error_of(capsys, "bench", "memory", "--attention", "flash")

@@ -5,10 +5,14 @@ that the caller sets once parameters and optimiser states exist: resident memory
 own gives a clean number, see `memory`), the allocator's count on CUDA.
 """
 
+import contextlib
 import csv
+import ctypes
 import gc
 import os
+import resource
 import statistics
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +30,7 @@ MALLOC_ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_
 memory of what is alive. Without it freed blocks stay resident and the peak is a matter of luck."""
 
 _SAMPLE_SECONDS = 0.001
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 @dataclass(frozen=True)
@@ -114,6 +119,29 @@ def time_repeats(call: Callable[[], object], device: torch.device, *, warmup: in
     while (len(seconds) < repeats or sum(seconds) < min_seconds) and (not seconds or sum(seconds) < max_seconds):
         seconds.append(time_call(call, device))
     return Timing(tuple(seconds))
+
+
+def give_memory_back() -> None:
+    """From now on let glibc give freed tensors back to the system at once, and those that it has kept until now.
+
+    What MALLOC_ENVIRONMENT does for a process that is yet to start: for one whose times have been measured as they are.
+    """
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_THRESHOLD, 65536)
+        libc.mallopt(_M_TRIM_THRESHOLD, 65536)
+        libc.malloc_trim(0)
+
+
+def process_peak(device: torch.device) -> int:
+    """Return the most bytes that this process has used since its start: resident memory, or the allocator's on CUDA."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    with contextlib.suppress(OSError):
+        return _status_bytes("VmHWM")
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts in KiB, on macOS in bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:

@@ -34,7 +34,16 @@ def css_variables(colours: Sequence[str], grid: str) -> str:
 def inline_svg(figure: Figure, identifier: str) -> str:
     """Return an `<svg>` element for a page that defines `css_variables`. `identifier` keeps its ids apart."""
     figure = _drawable(figure)
-    return _themed(_draw(figure), figure, identifier)
+    return _themed(_draw([[figure]]), [figure], figure.title, identifier)
+
+
+def panels_svg(panels: Sequence[Sequence[Figure]], title: str, identifier: str) -> str:
+    """Return an `<svg>` element as `inline_svg` does, of several figures in rows, with one legend.
+
+    The figures' own titles stand above them. All hold the same series in the same order (some may be empty).
+    """
+    drawable = [[_drawable(figure) for figure in row] for row in panels]
+    return _themed(_draw(drawable), [figure for row in drawable for figure in row], title, identifier)
 
 
 def standalone_svg(inline: str) -> str:
@@ -67,12 +76,13 @@ def _drawable(figure: Figure) -> Figure:
     )
 
 
-def _draw(figure: Figure) -> str:
+def _draw(panels: Sequence[Sequence[Figure]]) -> str:
     """Return matplotlib's SVG, in stand-in colours."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure as Canvas
 
+    rows, columns = len(panels), max(map(len, panels))
     style: Any = {
         "svg.fonttype": "none", "svg.hashsalt": "reformer-lab", "text.parse_math": False,
         "font.family": "DejaVu Sans", "font.size": 9.5, "legend.frameon": False,
@@ -81,26 +91,36 @@ def _draw(figure: Figure) -> str:
         "axes.grid": True, "axes.axisbelow": True, "grid.color": _GRID, "grid.linewidth": 0.7,
     }  # fmt: skip
     with matplotlib.rc_context(style):
-        canvas = Canvas(figsize=(5.6, 3.7), layout="constrained")
+        canvas = Canvas(figsize=(5.6, 3.7) if rows * columns == 1 else (4.4 * columns, 3.0 * rows), layout="constrained")
         FigureCanvasSVG(canvas)
-        axes = canvas.add_subplot()
-        if figure.kind == "bars":
-            _bars(axes, figure)
-        else:
-            _lines(axes, figure)
-        for level in figure.levels:
-            axes.axhline(level.y, color=_INK, linewidth=1, linestyle=(0, (1, 2)), label=level.label)
-        axes.set_xlabel(figure.x_label)
-        axes.set_ylabel(figure.y_label)
-        handles, labels = axes.get_legend_handles_labels()
-        if len(labels) > 1 or figure.levels:
-            one_row = sum(map(len, labels)) + 7 * len(labels) <= 84
-            columns = len(labels) if one_row else max(1, 84 // (max(map(len, labels)) + 7))
-            canvas.legend(handles, labels, loc="outside upper left", ncols=columns, handlelength=1.8, fontsize=9)
+        names: dict[str, Any] = {}
+        for place, figure in enumerate(figure for row in panels for figure in row):
+            axes = canvas.add_subplot(rows, columns, place + 1)
+            _panel(axes, figure)
+            if rows * columns > 1:
+                axes.set_title(figure.title, fontsize=9.5)
+            for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+                names.setdefault(label, handle)
+        if len(names) > 1 or any(figure.levels for row in panels for figure in row):
+            width = 84 * columns
+            one_row = sum(map(len, names)) + 7 * len(names) <= width
+            in_row = len(names) if one_row else max(1, width // (max(map(len, names)) + 7))
+            canvas.legend(names.values(), names, loc="outside upper left", ncols=in_row, handlelength=1.8, fontsize=9)
         buffer = io.StringIO()
         no_metadata = dict.fromkeys(("Date", "Creator", "Type", "Format"))
         canvas.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
     return buffer.getvalue()
+
+
+def _panel(axes: Any, figure: Figure) -> None:
+    if figure.kind == "bars":
+        _bars(axes, figure)
+    else:
+        _lines(axes, figure)
+    for level in figure.levels:
+        axes.axhline(level.y, color=_INK, linewidth=1, linestyle=(0, (1, 2)), label=level.label)
+    axes.set_xlabel(figure.x_label)
+    axes.set_ylabel(figure.y_label)
 
 
 def _lines(axes: Any, figure: Figure) -> None:
@@ -189,7 +209,7 @@ def _numbers(values: Sequence[float | None], keep: Sequence[int]) -> list[float]
     return [value if value is not None and math.isfinite(value) else math.nan for value in picked]
 
 
-def _themed(svg: str, figure: Figure, identifier: str) -> str:
+def _themed(svg: str, figures: Sequence[Figure], title: str, identifier: str) -> str:
     """Cut the prolog, prefix the ids, name the drawing, and put the page's colours in."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
@@ -200,9 +220,11 @@ def _themed(svg: str, figure: Figure, identifier: str) -> str:
     svg = svg.replace("'DejaVu Sans'", _FONT).replace(_INK, "currentColor").replace(_GRID, "var(--grid)")
     for index, colour in enumerate(_SERIES):
         svg = svg.replace(colour, f"var(--series-{index})")
-    described = f"{figure.title}: {figure.y_label} over {figure.x_label}. {_series_in_words(figure.series)}"
+    described = " ".join(
+        f"{figure.title}: {figure.y_label} over {figure.x_label}. {_series_in_words(figure.series)}" for figure in figures
+    )
     names = (
-        f'<title id="{identifier}-title">{escape(figure.title)}</title><desc id="{identifier}-desc">{escape(described)}</desc>'
+        f'<title id="{identifier}-title">{escape(title)}</title><desc id="{identifier}-desc">{escape(described)}</desc>'
     )
     opening, rest = svg.split(">", 1)
     opening = f'{opening} role="img" aria-labelledby="{identifier}-title {identifier}-desc"'
