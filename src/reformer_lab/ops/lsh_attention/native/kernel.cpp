@@ -8,6 +8,7 @@
 
 #include <memory>
 
+#include "hash.h"
 #include "tile.h"
 
 namespace {
@@ -315,6 +316,14 @@ template <class Work> int guarded(Work work) {
 }  // namespace
 
 extern "C" {
+
+int lsh_hash_float(const HashProblem* problem) {
+    return guarded([&] { hash_vectors<float>(*problem); });
+}
+
+int lsh_hash_double(const HashProblem* problem) {
+    return guarded([&] { hash_vectors<double>(*problem); });
+}
 
 int lsh_forward_float(const Problem* problem, float* output, float* maximum, float* total, float* logsumexp) {
     return guarded([&] { forward(*problem, output, maximum, total, logsumexp); });

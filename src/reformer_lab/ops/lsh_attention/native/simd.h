@@ -60,6 +60,21 @@ template <class T> struct Simd {
     static inline IVec steps() { return steps(std::make_integer_sequence<int, N>{}); }
     template <int... I> static inline IVec steps(std::integer_sequence<int, I...>) { return IVec{I...}; }
 
+    // x[from], y[from], x[from + 1], y[from + 1], ...: `from` is 0 or N / 2.
+    static inline Vec interleave(Vec x, Vec y, int from) {
+#if defined(__clang__)
+        return from ? interleave<N / 2>(x, y, std::make_integer_sequence<int, N>{})
+                    : interleave<0>(x, y, std::make_integer_sequence<int, N>{});
+#else
+        return __builtin_shuffle(x, y, (steps() >> 1) + (steps() & 1) * N + from);
+#endif
+    }
+#if defined(__clang__)
+    template <int FROM, int... I> static inline Vec interleave(Vec x, Vec y, std::integer_sequence<int, I...>) {
+        return __builtin_shufflevector(x, y, (FROM + I / 2 + I % 2 * N)...);
+    }
+#endif
+
     static inline T sum(Vec x) {
         T result = 0;
         for (int i = 0; i < N; ++i) result += x[i];
@@ -157,10 +172,8 @@ template <class T> static inline void transpose_square(const T* from, long from_
     for (int done = 1; done < N; done *= 2) {
         _Pragma("GCC unroll 8")
         for (int i = 0; i < N / 2; ++i) {
-            const typename S::IVec step = S::steps();
-            const typename S::IVec low = (step >> 1) + (step & 1) * N;
-            y[2 * i] = __builtin_shuffle(x[i], x[i + N / 2], low);
-            y[2 * i + 1] = __builtin_shuffle(x[i], x[i + N / 2], low + N / 2);
+            y[2 * i] = S::interleave(x[i], x[i + N / 2], 0);
+            y[2 * i + 1] = S::interleave(x[i], x[i + N / 2], N / 2);
         }
         _Pragma("GCC unroll 16")
         for (int i = 0; i < N; ++i) x[i] = y[i];
