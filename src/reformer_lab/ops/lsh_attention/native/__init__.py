@@ -11,10 +11,13 @@ from torch import Tensor
 
 from reformer_lab.errors import UserError
 from reformer_lab.ops.lsh_attention.native import build
+from reformer_lab.ops.lsh_attention.native.hashing import hash_vectors
+from reformer_lab.ops.lsh_attention.native.tensors import DTYPES, Tensor4, view
 from reformer_lab.ops.lsh_attention.options import LSHOptions
 from reformer_lab.ops.softmax import accumulation_dtype
 
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+__all__ = ["backward", "forward", "hash_vectors", "unusable"]
+
 # Below this many rows in all rounds, starting a thread costs more than it saves.
 ROWS_PER_THREAD = 1 << 12
 # Places and codes of the kernel are 32-bit numbers.
@@ -35,10 +38,10 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return output, logsumexp, maximum and total (see `operator`)."""
     call = _Call(qk_BHLD, v_BHLD, buckets_BHRL, padding_BL, options)
-    output_BHLD, logsumexp_BHL = torch.empty_like(call.v), call.v.new_empty(qk_BHLD.shape[:3])
-    maximum, total = torch.empty_like(logsumexp_BHL), torch.empty_like(logsumexp_BHL)
-    call.run("forward", output_BHLD, maximum, total, logsumexp_BHL)
-    return output_BHLD.to(v_BHLD.dtype), logsumexp_BHL, maximum, total
+    output_BHLD = v_BHLD.new_empty(v_BHLD.shape)
+    sums = [output_BHLD.new_empty(qk_BHLD.shape[:3], dtype=call.dtype) for _ in range(3)]
+    call.run("forward", output_BHLD, *sums)
+    return output_BHLD, *sums  # type: ignore[return-value]
 
 
 def backward(
@@ -47,19 +50,20 @@ def backward(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Return the gradients of qk and v."""
     call = _Call(qk_BHLD, v_BHLD, buckets_BHRL, padding_BL, options)
-    d_qk_BHLD, d_v_BHLD = torch.empty_like(call.qk), torch.empty_like(call.v)
-    rows = [x.to(call.qk.dtype).contiguous() for x in (output_BHLD, maximum, total, d_output_BHLD, d_logsumexp_BHL)]
-    call.run("backward", *rows, d_qk_BHLD, d_v_BHLD)
-    return d_qk_BHLD.to(qk_BHLD.dtype), d_v_BHLD.to(v_BHLD.dtype)
+    d_qk_BHLD, d_v_BHLD = qk_BHLD.new_empty(qk_BHLD.shape), v_BHLD.new_empty(v_BHLD.shape)
+    saved = [x.to(call.dtype).contiguous() for x in (maximum, total, d_logsumexp_BHL)]
+    call.run("backward", output_BHLD.detach(), d_output_BHLD.detach(), *saved, d_qk_BHLD, d_v_BHLD)
+    return d_qk_BHLD, d_v_BHLD
 
 
 class _Problem(ctypes.Structure):
     """The `Problem` of layout.h, field by field."""
 
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("qk", "v", "buckets", "padding")),
+        *((name, Tensor4) for name in ("qk", "v")),
+        *((name, ctypes.c_void_p) for name in ("buckets", "padding")),
         *((name, ctypes.c_int64) for name in (
-            "sequences", "heads", "length", "width", "width_v", "rounds", "chunk_length", "before", "after",
+            "batch", "heads", "length", "width", "width_v", "rounds", "chunk_length", "before", "after",
             "causal", "whole_buckets", "cross_bucket", "corrected", "threads",
         )),
         *((name, ctypes.c_double) for name in ("logit_scale", "keep_factor")),
@@ -72,8 +76,8 @@ class _Call:
 
     def __init__(self, qk_BHLD: Tensor, v_BHLD: Tensor, buckets_BHRL: Tensor, padding_BL: Tensor | None, options: LSHOptions):
         batch, heads, length, width = qk_BHLD.shape
-        dtype = accumulation_dtype(qk_BHLD.dtype)
-        self.qk, self.v = qk_BHLD.detach().to(dtype).contiguous(), v_BHLD.detach().to(dtype).contiguous()
+        self.dtype = accumulation_dtype(qk_BHLD.dtype)
+        self.qk, self.v = qk_BHLD.detach(), v_BHLD.detach()
         self.buckets = buckets_BHRL.contiguous()
         self.padding = None if padding_BL is None else padding_BL.contiguous()
         chunks = -(-length // options.chunk_length)
@@ -87,9 +91,9 @@ class _Call:
             )
         work = batch * heads * length * options.num_hashes
         self.problem = _Problem(
-            qk=self.qk.data_ptr(), v=self.v.data_ptr(), buckets=self.buckets.data_ptr(),
+            qk=view(self.qk), v=view(self.v), buckets=self.buckets.data_ptr(),
             padding=None if self.padding is None else self.padding.data_ptr(),
-            sequences=batch * heads, heads=heads, length=length, width=width, width_v=v_BHLD.shape[-1],
+            batch=batch, heads=heads, length=length, width=width, width_v=v_BHLD.shape[-1],
             rounds=options.num_hashes, chunk_length=min(options.chunk_length, length), before=before, after=after,
             causal=options.causal, whole_buckets=whole, cross_bucket=options.cross_bucket, corrected=options.correct_duplicates,
             threads=max(1, min(torch.get_num_threads(), work // ROWS_PER_THREAD)),
@@ -98,11 +102,18 @@ class _Call:
         )  # fmt: skip
 
     def run(self, name: str, *tensors: Tensor) -> None:
-        """Call lsh_<name> with contiguous tensors of the precision of `qk`, the last of them to be filled."""
+        """Call lsh_<name>: tensors of four dimensions are of any strides, those of three (B, H, L) contiguous in `dtype`."""
         kernel, why_not = build.library()
         if kernel is None:
             raise UserError(f"backend='native' cannot be used: {why_not}")
-        assert all(x.is_contiguous() and x.dtype == self.qk.dtype for x in tensors)
-        function = getattr(kernel, f"lsh_{name}_{'double' if self.qk.dtype == torch.float64 else 'float'}")
-        if function(ctypes.byref(self.problem), *(ctypes.c_void_p(x.data_ptr()) for x in tensors)):
+        function = getattr(kernel, f"lsh_{name}_{'double' if self.dtype == torch.float64 else 'float'}")
+        if function(ctypes.byref(self.problem), *(self._argument(x) for x in tensors)):
             raise MemoryError("the native backend of lsh_attention found no memory for its work")
+
+    def _argument(self, x: Tensor) -> object:
+        if x.dim() == 4:
+            assert x.dtype == self.qk.dtype
+            return ctypes.byref(view(x))
+        assert x.is_contiguous()
+        assert x.dtype == self.dtype
+        return ctypes.c_void_p(x.data_ptr())

@@ -2,7 +2,9 @@
 #pragma once
 
 #include <limits>
+#include <memory>
 
+#include "memory.h"
 #include "parallel.h"
 #include "simd.h"
 #include "tensor.h"
@@ -113,7 +115,7 @@ template <class T> class Hasher {
 
   public:
     explicit Hasher(const HashProblem& problem)
-        : problem(problem), width((problem.width + S::N - 1) / S::N * S::N), columns(sum_of_halves(problem)), rows(GROUP * width),
+        : problem(problem), width(round_up(problem.width, S::N)), columns(sum_of_halves(problem)), rows(GROUP * width),
           x(width * GROUP), products(ROWS * GROUP), rotations(problem.rounds * columns * problem.width) {}
 
     void hash(int64_t sequence, int64_t begin, int64_t end) {

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from reformer_lab.errors import UserError
+from reformer_lab.ops.hashing import check_rotations
 from reformer_lab.ops.lsh_attention.native import build
 from reformer_lab.ops.lsh_attention.native.tensors import Tensor4, view
 from reformer_lab.ops.softmax import accumulation_dtype
@@ -36,12 +37,12 @@ def hash_vectors(x: Tensor, rotations: Tensor, factors: tuple[int, ...]) -> Tens
     kernel, why_not = build.library()
     if kernel is None:
         raise UserError(f"backend='native' cannot be used: {why_not}")
+    check_rotations(x, rotations, factors)
     batch, heads, length, width = x.shape
     dtype = accumulation_dtype(x.dtype)
     x = x.detach()
     rotations = rotations.detach().to(x.device, dtype).expand(batch, heads, -1, -1, -1)
     rounds = rotations.shape[3]
-    assert rotations.shape == (batch, heads, width, rounds, sum(factors) // 2)
     buckets = torch.empty(batch, heads, rounds, length, dtype=torch.int64)
     problem = _HashProblem(
         x=view(x), rotations=rotations.data_ptr(), rotation_strides=(ctypes.c_int64 * 5)(*rotations.stride()),

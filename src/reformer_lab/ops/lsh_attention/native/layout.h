@@ -5,13 +5,14 @@
 #include <cstdint>
 #include <vector>
 
-// What a call is told: the fields and their order are those of `Problem` in __init__.py.
+#include "tensor.h"
+
+// What a call is told: the fields and their order are those of `_Problem` in __init__.py.
 struct Problem {
-    const void* qk;          // (sequences, length, width)
-    const void* v;           // (sequences, length, width_v)
-    const int64_t* buckets;  // (sequences, rounds, length)
-    const uint8_t* padding;  // (sequences / heads, length), or null
-    int64_t sequences, heads, length, width, width_v, rounds;
+    Tensor4 qk, v;           // (batch, heads, length, width), (batch, heads, length, width_v)
+    const int64_t* buckets;  // (batch, heads, rounds, length)
+    const uint8_t* padding;  // (batch, length), or null
+    int64_t batch, heads, length, width, width_v, rounds;
     int64_t chunk_length, before, after;
     int64_t causal, whole_buckets, cross_bucket, corrected;
     int64_t threads;
@@ -30,10 +31,11 @@ template <class Int> struct Round {
     std::vector<int32_t> order;        // position at each place
     std::vector<int32_t> first, last;  // the range [first, last) of places
     std::vector<Int> code;             // by position: the round finds (i, j) if 0 <= code_i - code_j + after <= before + after
-    std::vector<int32_t> segments;     // places at which a new segment begins, and the end: no range crosses one
+    // Places at which a segment begins, and the end. Of every second segment, no two reach a common place with their ranges.
+    std::vector<int32_t> segments;
 };
 
-constexpr int64_t SEGMENT = 1024;  // least places of a segment
+constexpr int64_t SEGMENT = 512;  // least places of a segment
 
 // Sort stably by bucket: counting where the ids are dense, as hashing gives them.
 inline void sort_by_bucket(const int64_t* bucket, std::vector<int32_t>& order, std::vector<int32_t>& spare) {
@@ -90,9 +92,11 @@ template <class Int> Round<Int> make_round(const Problem& problem, int64_t seque
     }
 
     result.segments.push_back(0);
-    for (int64_t p = SEGMENT; p < count; ++p)
-        if (p - result.segments.back() >= SEGMENT && result.first[p] >= p && result.last[p - 1] <= p)
-            result.segments.push_back(int32_t(p));
+    for (int64_t p = SEGMENT; p < count; ++p) {
+        const int32_t begin = result.segments.back();  // of the last segment, and the end of the one before it
+        const int32_t reached = begin ? std::max(begin, result.last[begin - 1]) : 0;
+        if (p - begin >= SEGMENT && result.first[p] >= reached) result.segments.push_back(int32_t(p));
+    }
     if (count) result.segments.push_back(int32_t(count));
     return result;
 }

@@ -1,4 +1,4 @@
-// Threads for the length of one loop, and memory for one thread.
+// Threads for the length of one loop.
 #pragma once
 
 #include <algorithm>
@@ -6,7 +6,6 @@
 #include <cstdint>
 #include <exception>
 #include <mutex>
-#include <new>
 #include <system_error>
 #include <thread>
 #include <vector>
@@ -36,16 +35,3 @@ template <class Body> void parallel_for(int64_t count, int64_t threads, Body bod
     for (auto& thread : others) thread.join();
     if (error) std::rethrow_exception(error);
 }
-
-// Numbers at an address that vectors like; zero at first.
-template <class T> class Buffer {
-  public:
-    explicit Buffer(int64_t size) : data_(new (std::align_val_t(64)) T[size]()) {}
-    Buffer(const Buffer&) = delete;
-    Buffer& operator=(const Buffer&) = delete;
-    ~Buffer() { ::operator delete[](data_, std::align_val_t(64)); }
-    T* get() { return data_; }
-
-  private:
-    T* data_;
-};

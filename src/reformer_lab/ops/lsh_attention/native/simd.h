@@ -57,34 +57,13 @@ template <class T> struct Simd {
     static inline Vec all(T x) { return Vec{} + x; }
     static inline IVec all(Int x) { return IVec{} + x; }
     static inline UVec all(UInt x) { return UVec{} + x; }
-    static inline IVec steps() { return steps(std::make_integer_sequence<int, N>{}); }
-    template <int... I> static inline IVec steps(std::integer_sequence<int, I...>) { return IVec{I...}; }
+    static inline IVec steps() { return steps(Numbers{}); }
 
-    // x[from], y[from], x[from + 1], y[from + 1], ...: `from` is 0 or N / 2.
-    static inline Vec interleave(Vec x, Vec y, int from) {
-#if defined(__clang__)
-        return from ? interleave<N / 2>(x, y, std::make_integer_sequence<int, N>{})
-                    : interleave<0>(x, y, std::make_integer_sequence<int, N>{});
-#else
-        return __builtin_shuffle(x, y, (steps() >> 1) + (steps() & 1) * N + from);
-#endif
-    }
-#if defined(__clang__)
-    template <int FROM, int... I> static inline Vec interleave(Vec x, Vec y, std::integer_sequence<int, I...>) {
-        return __builtin_shufflevector(x, y, (FROM + I / 2 + I % 2 * N)...);
-    }
-#endif
+    // x[from], y[from], x[from + 1], y[from + 1], ...: FROM is 0 or N / 2.
+    template <int FROM> static inline Vec interleave(Vec x, Vec y) { return interleave<FROM>(x, y, Numbers{}); }
 
-    static inline T sum(Vec x) {
-        T result = 0;
-        for (int i = 0; i < N; ++i) result += x[i];
-        return result;
-    }
-    static inline T largest(Vec x) {
-        T result = x[0];
-        for (int i = 1; i < N; ++i) result = x[i] > result ? x[i] : result;
-        return result;
-    }
+    static inline T sum(Vec x) { return fold<N / 2>(x, [](Vec a, Vec b) { return a + b; }); }
+    static inline T largest(Vec x) { return fold<N / 2>(x, [](Vec a, Vec b) { return a > b ? a : b; }); }
 
     // exp(x) for x <= 0, to about one unit in the last place; NaN stays NaN.
     static inline Vec exp(Vec x) {
@@ -93,12 +72,53 @@ template <class T> struct Simd {
         const Vec rounded = x * all(T(1.44269504088896340736)) + all(L::ROUNDER);
         const Vec n = rounded - all(L::ROUNDER);
         const Vec rest = (x - n * all(L::LN2_HIGH)) - n * all(L::LN2_LOW);
-        Vec series = all(T(1));
+        constexpr auto series_of = inverse_factorials();
+        Vec series = all(series_of.term[L::TERMS]);
         _Pragma("GCC unroll 16")
-        for (int k = L::TERMS; k > 0; --k) series = series * (rest * all(T(1) / T(k))) + all(T(1));
+        for (int k = L::TERMS - 1; k >= 0; --k) series = series * rest + all(series_of.term[k]);
         // The low bits of `rounded` are n, those above the mantissa fall out of the shift.
         const IVec power = ((IVec)rounded << L::MANTISSA) + all(Int(L::BIAS) << L::MANTISSA);
         return nothing ? Vec{} : series * (Vec)power;
+    }
+
+  private:
+    using Numbers = std::make_integer_sequence<int, N>;
+    template <int... I> static inline IVec steps(std::integer_sequence<int, I...>) { return IVec{I...}; }
+
+#if defined(__clang__)
+    template <int FROM, int... I> static inline Vec interleave(Vec x, Vec y, std::integer_sequence<int, I...>) {
+        return __builtin_shufflevector(x, y, (FROM + I / 2 + I % 2 * N)...);
+    }
+    template <int APART, int... I> static inline Vec exchange(Vec x, std::integer_sequence<int, I...>) {
+        return __builtin_shufflevector(x, x, (I ^ APART)...);
+    }
+#else
+    template <int FROM, int... I> static inline Vec interleave(Vec x, Vec y, std::integer_sequence<int, I...>) {
+        return __builtin_shuffle(x, y, IVec{(FROM + I / 2 + I % 2 * N)...});
+    }
+    template <int APART, int... I> static inline Vec exchange(Vec x, std::integer_sequence<int, I...>) {
+        return __builtin_shuffle(x, IVec{(I ^ APART)...});
+    }
+#endif
+
+    // Join both halves of the lanes, then both quarters of that, and so on.
+    template <int APART, class Join> static inline T fold(Vec x, Join join) {
+        x = join(x, exchange<APART>(x, Numbers{}));
+        if constexpr (APART > 1) return fold<APART / 2>(x, join);
+        else return x[0];
+    }
+
+    struct Series {
+        T term[Lanes<T>::TERMS + 1];
+    };
+    static constexpr Series inverse_factorials() {
+        Series series{};
+        double factorial = 1;
+        for (int k = 0; k <= Lanes<T>::TERMS; ++k) {
+            series.term[k] = T(1 / factorial);
+            factorial *= k + 1;
+        }
+        return series;
     }
 };
 
@@ -172,8 +192,8 @@ template <class T> static inline void transpose_square(const T* from, long from_
     for (int done = 1; done < N; done *= 2) {
         _Pragma("GCC unroll 8")
         for (int i = 0; i < N / 2; ++i) {
-            y[2 * i] = S::interleave(x[i], x[i + N / 2], 0);
-            y[2 * i + 1] = S::interleave(x[i], x[i + N / 2], N / 2);
+            y[2 * i] = S::template interleave<0>(x[i], x[i + N / 2]);
+            y[2 * i + 1] = S::template interleave<N / 2>(x[i], x[i + N / 2]);
         }
         _Pragma("GCC unroll 16")
         for (int i = 0; i < N; ++i) x[i] = y[i];

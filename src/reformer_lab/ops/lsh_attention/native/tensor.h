@@ -47,6 +47,13 @@ inline uint16_t to_fp16(float x) {
     return uint16_t(sign | result);
 }
 
+// A row for each position.
+template <class T> struct Field {
+    T* first;
+    int64_t stride;
+    T* operator[](int64_t position) const { return first + position * stride; }
+};
+
 // The rows of one sequence (example and head) of a tensor.
 template <class T> class Rows {
     char* data;
@@ -66,6 +73,9 @@ template <class T> class Rows {
         const int64_t offset = example * tensor.strides[0] + head * tensor.strides[1];
         data = static_cast<char*>(tensor.data) + offset * number_bytes();
     }
+
+    // The rows themselves, where they are of the calculation's precision and contiguous.
+    Field<T> in_place() const { return {reinterpret_cast<T*>(data), row_stride}; }
 
     int64_t number_bytes() const { return precision == FULL ? sizeof(T) : sizeof(uint16_t); }
 
