@@ -78,8 +78,8 @@ template <class T> class Backward : public Tile<T> {
         : Tile<T>(problem), d_output(QUERIES * this->width_v), d_q(QUERIES * this->width), d_k(ROWS * this->width),
           d_v(ROWS * this->width_v) {}
 
-    void block(const Sequence<T>& sequence, int64_t round, int64_t place, int64_t place_end) {
-        this->load_queries(sequence, round, place, place_end);
+    void block(const Sequence<T>& sequence, const Block& block) {
+        this->load_queries(sequence, block);
         const int64_t width = sequence.problem.width, width_v = sequence.problem.width_v;
         for (int64_t i = 0; i < this->queries; ++i) {
             const int64_t position = this->query_position[i];
@@ -162,9 +162,7 @@ void backward(const Problem& problem, const Tensor4& output, const Tensor4& d_ou
             std::vector<T> row(problem.width_v);
             for (int64_t i = begin; i < end; ++i) Backward<T>::begin(sequence, i, outputs, saved, row.data());
         });
-        each_block(sequence, 2, QUERIES, &tiles[worker], [&](Backward<T>& tile, int64_t round, int64_t place, int64_t end) {
-            tile.block(sequence, round, place, end);
-        });
+        each_block(sequence, 2, &tiles[worker], [&](Backward<T>& tile, const Block& block) { tile.block(sequence, block); });
         sequence.each_position([&](int64_t i) { Backward<T>::finish(sequence, i, saved); });
     });
 }

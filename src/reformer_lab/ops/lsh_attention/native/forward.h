@@ -49,8 +49,8 @@ template <class T> class Forward : public Tile<T> {
   public:
     explicit Forward(const Problem& problem) : Tile<T>(problem), output(QUERIES * this->width_v) {}
 
-    void block(const Sequence<T>& sequence, int64_t round, int64_t place, int64_t place_end) {
-        this->load_queries(sequence, round, place, place_end);
+    void block(const Sequence<T>& sequence, const Block& block) {
+        this->load_queries(sequence, block);
         const int64_t width_v = sequence.problem.width_v;
         for (int64_t i = 0; i < this->queries; ++i) {
             const int64_t position = this->query_position[i];
@@ -117,9 +117,7 @@ template <class T> void forward(const Problem& problem, const Tensor4& output, c
             sequence.facts(i)[MAXIMUM] = -std::numeric_limits<T>::infinity();
             sequence.facts(i)[TOTAL] = T(0);
         });
-        each_block(sequence, 1, QUERIES, &tiles[worker], [&](Forward<T>& tile, int64_t round, int64_t place, int64_t end) {
-            tile.block(sequence, round, place, end);
-        });
+        each_block(sequence, 1, &tiles[worker], [&](Forward<T>& tile, const Block& block) { tile.block(sequence, block); });
         sequence.each_position([&](int64_t i) { Forward<T>::finish(sequence, i, sums); });
     });
 }

@@ -35,7 +35,7 @@ template <class Int> struct Round {
     std::vector<int32_t> segments;
 };
 
-constexpr int64_t SEGMENT = 512;  // least places of a segment
+constexpr int64_t SEGMENT = 1024;  // least places of a segment
 
 // Sort stably by bucket: counting where the ids are dense, as hashing gives them.
 inline void sort_by_bucket(const int64_t* bucket, std::vector<int32_t>& order, std::vector<int32_t>& spare) {

@@ -15,6 +15,7 @@
 #include "simd.h"
 
 constexpr int64_t RECORDS_BYTES = int64_t(512) << 20;  // of all sequences that are worked on side by side
+constexpr int64_t QUERIES = 64;                        // places of a block of queries
 constexpr int64_t SLAB_ROWS = 512;                     // positions that one thread packs before it takes others
 
 // What a record says of its position besides the rows; the codes of its rounds follow.
@@ -190,19 +191,26 @@ template <class T, class Work> void each_sequence(const Problem& problem, const 
     for (int64_t n = side_by_side; n < sequences; ++n) work(n, problem.threads, records(0), 0);
 }
 
-// Call work(tile, round, first place, end) for every block of queries of a sequence, one round after another. `phases`: 1, or
-// 2 if a block writes to all rows that its ranges reach; then no two segments of a phase reach the same.
+// Places of one round: a block of queries, and where the next one will begin.
+struct Block {
+    int64_t round, begin, end, next;
+};
+
+// Call work(tile, block) for every block of queries of a sequence, one round after another. `phases`: 1, or 2 if a block writes
+// to all rows that its ranges reach; then no two segments of a phase reach the same.
 template <class Tile, class T, class Work>
-void each_block(const Sequence<T>& sequence, int64_t phases, int64_t block, std::unique_ptr<Tile>* tiles, Work work) {
+void each_block(const Sequence<T>& sequence, int64_t phases, std::unique_ptr<Tile>* tiles, Work work) {
     for (int64_t round = 0; round < sequence.problem.rounds; ++round) {
         const auto& segments = sequence.rounds[round].segments;
         const int64_t count = int64_t(segments.size()) - 1;
         for (int64_t phase = 0; phase < phases; ++phase)
             parallel_for((count - phase + phases - 1) / phases, sequence.threads, [&](int64_t worker, int64_t n) {
                 if (!tiles[worker]) tiles[worker] = std::make_unique<Tile>(sequence.problem);
-                const int64_t s = phase + n * phases;
-                for (int64_t place = segments[s]; place < segments[s + 1]; place += block)
-                    work(*tiles[worker], round, place, std::min<int64_t>(place + block, segments[s + 1]));
+                const int64_t s = phase + n * phases, end = segments[s + 1];
+                for (int64_t place = segments[s]; place < end; place += QUERIES) {
+                    const int64_t next = place + QUERIES < end ? place + QUERIES : segments[std::min(s + phases, count)];
+                    work(*tiles[worker], Block{round, place, std::min(place + QUERIES, end), next});
+                }
             });
     }
 }

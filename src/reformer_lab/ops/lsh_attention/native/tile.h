@@ -5,8 +5,7 @@
 
 #include "sequence.h"
 
-constexpr int64_t QUERIES = 64;   // places of a block of queries
-constexpr int64_t KEYS = 128;     // and of keys
+constexpr int64_t KEYS = 128;  // places of a block of keys
 
 // The scratch of one thread: rows of a block of queries, of a block of keys, and the scores between them.
 template <class T> struct Tile {
@@ -24,7 +23,7 @@ template <class T> struct Tile {
     Buffer<Int> query_code, key_code, key_position;
     int64_t query_position[QUERIES], first[QUERIES], last[QUERIES];
     uint64_t query_hash[QUERIES];
-    int64_t query_place = 0, queries = 0, key_place = 0, keys = 0;
+    int64_t query_place = 0, queries = 0, next = 0, key_place = 0, keys = 0;
     const Sequence<T>* sequence = nullptr;
     int64_t round = 0, earlier = 0;
 
@@ -34,16 +33,16 @@ template <class T> struct Tile {
           weights(QUERIES * STRIDE), query_code(problem.rounds * QUERIES), key_code(problem.rounds * STRIDE),
           key_position(STRIDE) {}
 
-    void load_queries(const Sequence<T>& of, int64_t in_round, int64_t begin, int64_t end) {
-        sequence = &of, round = in_round, query_place = begin, queries = end - begin;
+    void load_queries(const Sequence<T>& of, const Block& block) {
+        sequence = &of, round = block.round, query_place = block.begin, queries = block.end - block.begin, next = block.next;
         const Problem& problem = of.problem;
         const auto& sorted = of.rounds[round];
         earlier = problem.corrected ? round : 0;
         for (int64_t i = 0; i < queries; ++i) {
-            const int64_t position = sorted.order[begin + i];
+            const int64_t position = sorted.order[query_place + i];
             query_position[i] = position;
-            first[i] = sorted.first[begin + i];
-            last[i] = sorted.last[begin + i];
+            first[i] = sorted.first[query_place + i];
+            last[i] = sorted.last[query_place + i];
             std::memcpy(q.get() + i * width, of[Q][position], problem.width * sizeof(T));
             for (int64_t e = 0; e < earlier; ++e) query_code.get()[e * QUERIES + i] = of.code(position, e) + Int(problem.after);
             if (problem.drop_below) query_hash[i] = hash_query(of.hash, position);
@@ -53,8 +52,7 @@ template <class T> struct Tile {
     // Ask for what the next block gathers at its place i. Asked for all at once, the rows would queue up.
     void prefetch(int64_t i) const {
         const auto& order = sequence->rounds[round].order;
-        const uint64_t place = query_place + QUERIES + i;
-        if (place < order.size()) sequence->prefetch(order[place]);
+        if (next + i < int64_t(order.size())) sequence->prefetch(order[next + i]);
     }
 
     // The rows of keys [begin, end) too; `backward` also wants the values by columns.
