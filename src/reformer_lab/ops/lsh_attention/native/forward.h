@@ -61,8 +61,8 @@ template <class T> class Forward : public Tile<T> {
         const int64_t keys_end = this->last[this->queries - 1];
         for (int64_t key = this->first[0]; key < keys_end; key += KEYS) {
             this->load_keys(key, std::min(key + KEYS, keys_end), false);
-            for (int64_t a = 0; a < this->queries; a += ROWS) {
-                const int64_t b = std::min<int64_t>(a + ROWS, this->queries);
+            for (int64_t a = 0, b; a < this->queries; a = b) {
+                b = this->group_end(a);
                 int64_t begin, end;
                 this->columns(a, b, begin, end);
                 if (begin >= end) continue;

@@ -75,6 +75,13 @@ template <class T> struct Tile {
         if (backward) transpose(v.get(), width_v, v_columns.get());
     }
 
+    // Queries from a on that are worth one product: some of what one sees, the next sees too.
+    int64_t group_end(int64_t a) const {
+        int64_t b = a + 1;
+        while (b < queries && b < a + ROWS && first[b] < last[b - 1]) ++b;
+        return b;
+    }
+
     // The columns that rows [a, b) of queries may see: from a multiple of ROWS on, whole cells; none if they end before they begin.
     void columns(int64_t a, int64_t b, int64_t& begin, int64_t& end) const {
         begin = std::max<int64_t>(0, first[a] - key_place) / ROWS * ROWS;
