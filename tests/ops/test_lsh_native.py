@@ -1,6 +1,9 @@
 """The backend in C++, beyond what every backend is held to: threads, odd sizes, and machines without a compiler."""
 
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -149,6 +152,44 @@ def test_a_compiler_that_fails_is_quoted(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert why_not is not None
     assert "no such luck" in why_not
     assert not list((tmp_path / "cache").rglob("*.*"))
+
+
+COMPILER_THAT_COUNTS = """#!/bin/sh
+[ "$1" = --version ] && exit 0
+echo run >> "$COUNT"
+sleep 1
+[ -n "$KILL" ] && kill -9 $PPID
+while [ "$1" != -o ]; do shift; done
+cp "$LIBRARY" "$2"
+"""
+
+
+def start_process(tmp_path: Path, **environment: str) -> subprocess.Popen[bytes]:
+    """Start a process that asks for the kernel, with a compiler that copies a library and counts its runs."""
+    compiler = tmp_path / "slow"
+    compiler.write_text(COMPILER_THAT_COUNTS)
+    compiler.chmod(0o755)
+    library = build.library()[0]
+    assert library is not None
+    environment |= {
+        "CXX": str(compiler), "LIBRARY": library._name, "COUNT": str(tmp_path / "count"),
+        "REFORMER_LAB_CACHE": str(tmp_path / "cache"),
+    }  # fmt: skip
+    code = "from reformer_lab.ops.lsh_attention.native import build; assert build.library()[0], build.library()[1]"
+    return subprocess.Popen([sys.executable, "-c", code], env=os.environ | environment)
+
+
+@needs_compiler
+def test_of_processes_that_start_together_one_compiles(tmp_path: Path) -> None:
+    processes = [start_process(tmp_path) for _ in range(3)]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0, 0]
+    assert (tmp_path / "count").read_text().split() == ["run"]
+
+
+@needs_compiler
+def test_a_process_killed_while_it_compiles_holds_up_no_other(tmp_path: Path) -> None:
+    assert start_process(tmp_path, KILL="1").wait(timeout=120) < 0
+    assert start_process(tmp_path, KILL="").wait(timeout=120) == 0
 
 
 @pytest.mark.usefixtures("fresh_library")

@@ -1,6 +1,7 @@
 """The compiled kernel: made on first use for the processor at hand, kept in the cache, shared by all processes."""
 
 import ctypes
+import fcntl
 import functools
 import hashlib
 import os
@@ -9,7 +10,9 @@ import secrets
 import shlex
 import shutil
 import subprocess
-from contextlib import suppress
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from reformer_lab.folders import CACHE_VARIABLE, cache_folder
@@ -34,7 +37,10 @@ def library() -> tuple[ctypes.CDLL | None, None] | tuple[None, str]:
     try:
         path = cache_folder() / "native" / f"lsh-{identity(compiler)}.so"
         if not path.exists():
-            compile_kernel(compiler, path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with _taking_turns(path.parent):
+                if not path.exists():
+                    compile_kernel(compiler, path)
         return ctypes.CDLL(str(path)), None
     except subprocess.TimeoutExpired:
         return None, f"{compiler[0]} took more than {TIMEOUT_SECONDS} s"
@@ -65,8 +71,7 @@ def identity(compiler: list[str]) -> str:
 
 
 def compile_kernel(compiler: list[str], path: Path) -> None:
-    """Compile the kernel to `path`, which appears whole or not at all: several processes may do it at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Compile the kernel to `path`, which appears whole or not at all, even if several processes do it at once."""
     temporary = path.with_suffix(f".{secrets.token_hex(4)}.part")
     try:
         _run([*compiler, *FLAGS, str(_SOURCES / "kernel.cpp"), "-o", str(temporary)])
@@ -74,6 +79,30 @@ def compile_kernel(compiler: list[str], path: Path) -> None:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _taking_turns(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock, so that of processes that start together one compiles.
+
+    The system frees the lock of a process that dies. It saves work and no more: whoever waits too long, or finds a file system
+    without locks, goes on without it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        deadline = time.monotonic() + TIMEOUT_SECONDS
+        while time.monotonic() < deadline:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(0.05)
+            except OSError:
+                break
+            else:
+                break
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _run(command: list[str]) -> str:
