@@ -17,6 +17,7 @@ from reformer_lab.errors import UserError
 from reformer_lab.ops import lsh_attention
 from reformer_lab.ops.lsh_attention import choose_backend, native, unusable
 from reformer_lab.ops.lsh_attention.native import build
+from reformer_lab.ops.lsh_attention.options import LSHOptions
 
 WHY_NOT = unusable("native")
 needs_compiler = pytest.mark.skipif(WHY_NOT is not None, reason=f"backend='native' cannot be used here: {WHY_NOT}")
@@ -40,9 +41,12 @@ def assert_as_the_reference(qk: Tensor, v: Tensor, **options: Any) -> None:
 
 @needs_compiler
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("heads", [1, 4])
-def test_same_bits_for_any_number_of_threads(heads: int, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few heads: several threads share one. The length gives several segments, some longer than they must be."""
+@pytest.mark.parametrize("num_buckets", [2, (8, 8)], ids=str)
+@pytest.mark.parametrize("heads", [1, 3, 4])
+def test_same_bits_for_any_number_of_threads(
+    heads: int, num_buckets: int | tuple[int, int], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Few heads, or one left over: several threads share one. Windows reach from one segment into the next."""
     monkeypatch.setattr(native, "ROWS_PER_THREAD", 1)
     length = 5000
     qk, v = (vectors(1, heads, length, 8, seed=seed, dtype=torch.float32) for seed in (1, 2))
@@ -50,11 +54,75 @@ def test_same_bits_for_any_number_of_threads(heads: int, kind: str, monkeypatch:
     found = []
     for threads in (1, 2, 3, 7):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        found.append(call(qk, v, num_buckets=(8, 8), chunk_length=32, key_padding_mask=mask, dropout_p=0.1, backend="native",
-                          **KINDS[kind]))  # fmt: skip
+        found.append(call(qk, v, num_buckets=num_buckets, chunk_length=32, key_padding_mask=mask, dropout_p=0.1,
+                          backend="native", **KINDS[kind]))  # fmt: skip
     for other in found[1:]:
         for one, two in zip(found[0], other, strict=True):
             assert torch.equal(one, two)
+
+
+@needs_compiler
+@pytest.mark.parametrize("widths", [(8, 8), (5, 3)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_same_bits_with_and_without_records(
+    kind: str, dtype: torch.dtype, widths: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that are read and written where they lie in the tensors, where these allow it."""
+    qk, v = (vectors(2, 300, 3, width, seed=width, dtype=dtype).transpose(1, 2) for width in widths)
+    mask, found = padding_mask("random", 2, 300), []
+    for limit in (1 << 30, 0):
+        monkeypatch.setattr(native, "RECORDS_BYTES", limit)
+        found.append(call(qk, v, chunk_length=16, key_padding_mask=mask, backend="native", **KINDS[kind]))
+    for one, two in zip(*found, strict=True):
+        assert torch.equal(one, two)
+
+
+@needs_compiler
+def test_any_strides() -> None:
+    contiguous = [vectors(2, 3, 100, 8, seed=seed) for seed in (1, 2)]
+    strided = [x.permute(3, 0, 2, 1).contiguous().permute(1, 3, 2, 0) for x in contiguous]
+    shared = [x[:1, :1].expand(2, 3, 100, 8) for x in contiguous]
+    buckets, options = random_buckets(2, 3, 2, 100, 8), LSHOptions(
+        num_hashes=2, chunk_length=16, chunks_before=1, chunks_after=0, causal=True, coverage="chunk", cross_bucket=False,
+        correct_duplicates=True, logit_scale=1.0, dropout_p=0.0,
+    )  # fmt: skip
+    for given in (strided, shared):
+        results = []
+        for qk, v in (given, [x.contiguous() for x in given]):
+            output, logsumexp, maximum, total = native.forward(qk, v, buckets, None, options)
+            d_output = v.flip(2) if v.is_contiguous() else strided_like(v, v.flip(2))
+            gradients = native.backward(qk, v, buckets, None, output, maximum, total, options, d_output, logsumexp)
+            results.append((output, logsumexp, maximum, total, *gradients))
+        for one, two in zip(*results, strict=True):
+            assert one.is_contiguous()
+            assert torch.equal(one, two)
+
+
+def strided_like(x: Tensor, values: Tensor) -> Tensor:
+    """Return the values in memory of another order of dimensions."""
+    assert not x.is_contiguous()
+    return values.permute(2, 3, 1, 0).contiguous().permute(3, 2, 0, 1)
+
+
+@needs_compiler
+@pytest.mark.parametrize("size", [1e-7, 1, 1.5e4], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_is_single_precision_rounded_once(dtype: torch.dtype, size: float) -> None:
+    """Sizes: below the smallest normal number of fp16, ordinary, and gradients beyond its largest."""
+    qk = vectors(1, 2, 200, 8, seed=1, dtype=dtype)
+    v, weight = (vectors(1, 2, 200, 8, seed=seed).abs().mul(size).to(dtype) for seed in (2, 3))
+    results = []
+    for precision in (dtype, torch.float32):
+        a, b = (x.to(precision).clone().requires_grad_() for x in (qk, v))
+        output = lsh_attention(a, b, num_buckets=2, chunk_length=100, backend="native").output
+        output.backward(weight.to(precision))
+        assert b.grad is not None
+        results.append((output.detach().to(dtype), b.grad.to(dtype)))
+    if dtype == torch.float16 and size > 1:
+        assert results[0][1].isinf().any()
+    for one, two in zip(*results, strict=True):
+        assert torch.equal(one, two)
 
 
 @needs_compiler

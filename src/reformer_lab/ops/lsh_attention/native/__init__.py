@@ -20,6 +20,8 @@ __all__ = ["backward", "forward", "hash_vectors", "unusable"]
 
 # Below this many rows in all rounds, starting a thread costs more than it saves.
 ROWS_PER_THREAD = 1 << 12
+# Memory for the rows of sequences that are worked on side by side; a longer sequence stays in its tensors.
+RECORDS_BYTES = 512 << 20
 # Places and codes of the kernel are 32-bit numbers.
 CODE_LIMIT = 2**30
 
@@ -64,7 +66,7 @@ class _Problem(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("buckets", "padding")),
         *((name, ctypes.c_int64) for name in (
             "batch", "heads", "length", "width", "width_v", "rounds", "chunk_length", "before", "after",
-            "causal", "whole_buckets", "cross_bucket", "corrected", "threads",
+            "causal", "whole_buckets", "cross_bucket", "corrected", "threads", "records_bytes",
         )),
         *((name, ctypes.c_double) for name in ("logit_scale", "keep_factor")),
         *((name, ctypes.c_int64) for name in ("drop_below", "dropout_seed")),
@@ -97,7 +99,7 @@ class _Call:
             rounds=options.num_hashes, chunk_length=min(options.chunk_length, length), before=before, after=after,
             causal=options.causal, whole_buckets=whole, cross_bucket=options.cross_bucket, corrected=options.correct_duplicates,
             threads=max(1, min(torch.get_num_threads(), work // ROWS_PER_THREAD)),
-            logit_scale=options.logit_scale, keep_factor=1 / (1 - options.dropout_p),
+            records_bytes=RECORDS_BYTES, logit_scale=options.logit_scale, keep_factor=1 / (1 - options.dropout_p),
             drop_below=int(options.dropout_p * 2**32), dropout_seed=options.dropout_seed,
         )  # fmt: skip
 

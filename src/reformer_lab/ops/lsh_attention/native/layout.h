@@ -16,6 +16,7 @@ struct Problem {
     int64_t chunk_length, before, after;
     int64_t causal, whole_buckets, cross_bucket, corrected;
     int64_t threads;
+    int64_t records_bytes;   // at most so many for the records of sequences that are worked on side by side
     double logit_scale;
     double keep_factor;     // 1 / (1 - p), 1 without dropout
     int64_t drop_below;     // a pair is dropped if its hash is below p * 2^32; 0 without dropout

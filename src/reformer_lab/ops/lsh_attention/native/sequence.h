@@ -14,9 +14,8 @@
 #include "parallel.h"
 #include "simd.h"
 
-constexpr int64_t RECORDS_BYTES = int64_t(512) << 20;  // of all sequences that are worked on side by side
-constexpr int64_t QUERIES = 64;                        // places of a block of queries
-constexpr int64_t SLAB_ROWS = 512;                     // positions that one thread packs before it takes others
+constexpr int64_t QUERIES = 64;     // places of a block of queries
+constexpr int64_t SLAB_ROWS = 512;  // positions that one thread packs before it takes others
 
 // What a record says of its position besides the rows; the codes of its rounds follow.
 enum Fact : int64_t { INVERSE_LENGTH, MAXIMUM, TOTAL, SHIFT, CODES };
@@ -39,7 +38,7 @@ template <class T> class Layout {
 
     Layout(const Problem& problem, std::vector<Part> of_pass) : parts(std::move(of_pass)) {
         arrange(problem);
-        packed = bytes(problem) <= RECORDS_BYTES;
+        packed = bytes(problem) <= problem.records_bytes;
         if (!packed) arrange(problem);
     }
 
@@ -181,7 +180,7 @@ template <class T> void prefer_large_pages(const Problem& problem, const Tensor4
 // work(sequence's number, threads inside, memory for it, number of the first thread)
 template <class T, class Work> void each_sequence(const Problem& problem, const Layout<T>& layout, Work work) {
     const int64_t sequences = problem.batch * problem.heads, bytes = layout.bytes(problem);
-    const int64_t side_by_side = problem.threads * bytes <= RECORDS_BYTES ? sequences / problem.threads * problem.threads : 0;
+    const int64_t side_by_side = problem.threads * bytes <= problem.records_bytes ? sequences / problem.threads * problem.threads : 0;
     std::vector<std::unique_ptr<LargeBuffer<T>>> memory(problem.threads);
     auto records = [&](int64_t worker) {
         if (!memory[worker]) memory[worker] = std::make_unique<LargeBuffer<T>>(bytes / sizeof(T));
