@@ -152,8 +152,6 @@ void backward(const Problem& problem, const Tensor4& output, const Tensor4& d_ou
                                      {d_output, problem.width_v, Layout<T>::READ},
                                      {d_qk, problem.width, Layout<T>::ADD},
                                      {d_v, problem.width_v, Layout<T>::ADD}});
-    prefer_large_pages<T>(problem, d_qk, problem.width);
-    prefer_large_pages<T>(problem, d_v, problem.width_v);
     std::vector<std::unique_ptr<Backward<T>>> tiles(problem.threads);
     each_sequence<T>(problem, layout, [&](int64_t index, int64_t threads, T* memory, int64_t worker) {
         const Sequence<T> sequence(problem, layout, index, threads, memory);

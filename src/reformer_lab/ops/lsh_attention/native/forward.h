@@ -109,7 +109,6 @@ template <class T> void forward(const Problem& problem, const Tensor4& output, c
     const Layout<T> layout(problem, {{problem.qk, problem.width, Layout<T>::READ},
                                      {problem.v, problem.width_v, Layout<T>::READ},
                                      {output, problem.width_v, Layout<T>::ADD}});
-    prefer_large_pages<T>(problem, output, problem.width_v);
     std::vector<std::unique_ptr<Forward<T>>> tiles(problem.threads);
     each_sequence<T>(problem, layout, [&](int64_t index, int64_t threads, T* memory, int64_t worker) {
         const Sequence<T> sequence(problem, layout, index, threads, memory);

@@ -12,19 +12,6 @@ constexpr int64_t CACHE_LINE = 64;
 
 inline int64_t round_up(int64_t x, int64_t unit) { return (x + unit - 1) / unit * unit; }
 
-// Ask for large pages where memory is still untouched. Rows are gathered from all over a sequence: with pages of 4 KiB nearly every
-// row would cost a walk through the page tables, and the first touch of each page an interrupt.
-inline void prefer_large_pages(void* data, int64_t bytes) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-    constexpr int64_t PAGE = int64_t(1) << 21;
-    const int64_t begin = round_up(reinterpret_cast<int64_t>(data), PAGE);
-    const int64_t end = (reinterpret_cast<int64_t>(data) + bytes) / PAGE * PAGE;
-    if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#else
-    (void)data, (void)bytes;
-#endif
-}
-
 // Numbers at an address that vectors like; zero at first.
 template <class T> class Buffer {
   public:
@@ -38,11 +25,17 @@ template <class T> class Buffer {
     T* data_;
 };
 
-// Many numbers, at first of any value.
+// Many numbers, at first of any value, in large pages where the system has them. Rows are gathered from all over a sequence: with
+// pages of 4 KiB nearly every one would cost a walk through the page tables, and the first touch of each page an interrupt.
 template <class T> class LargeBuffer {
   public:
     explicit LargeBuffer(int64_t size) : data_(static_cast<T*>(::operator new[](size * sizeof(T), ALIGNMENT))) {
-        prefer_large_pages(data_, size * sizeof(T));
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+        constexpr int64_t PAGE = int64_t(1) << 21;
+        const int64_t address = reinterpret_cast<int64_t>(data_);
+        const int64_t begin = round_up(address, PAGE), end = (address + size * int64_t(sizeof(T))) / PAGE * PAGE;
+        if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
     }
     LargeBuffer(const LargeBuffer&) = delete;
     LargeBuffer& operator=(const LargeBuffer&) = delete;

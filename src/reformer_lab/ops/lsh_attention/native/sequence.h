@@ -170,12 +170,6 @@ template <class T> class Sequence {
     }
 };
 
-// For a contiguous tensor that will be filled.
-template <class T> void prefer_large_pages(const Problem& problem, const Tensor4& tensor, int64_t width) {
-    const int64_t number = tensor.precision == FULL ? sizeof(T) : sizeof(uint16_t);
-    prefer_large_pages(tensor.data, problem.batch * problem.heads * problem.length * width * number);
-}
-
 // Threads take sequences side by side; those left over, and sequences too large for that, are shared by all threads.
 // work(sequence's number, threads inside, memory for it, number of the first thread)
 template <class T, class Work> void each_sequence(const Problem& problem, const Layout<T>& layout, Work work) {
