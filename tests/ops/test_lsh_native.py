@@ -138,6 +138,19 @@ def test_windows_of_many_blocks_of_keys(kind: str, causal: bool) -> None:
 
 
 @needs_compiler
+@pytest.mark.parametrize("kind", KINDS)
+def test_windows_of_many_blocks_in_single_precision(kind: str) -> None:
+    """A vector has twice the keys of double precision: other columns begin and end a block."""
+    options: dict[str, Any] = {
+        "num_hashes": 2, "buckets": random_buckets(1, 1, 2, 700, 2), "chunk_length": 150, "causal": False, **KINDS[kind],
+    }  # fmt: skip
+    qk, v = (vectors(1, 1, 700, 8, seed=seed, dtype=torch.float32) for seed in (1, 2))
+    expected = call(qk.double(), v.double(), backend="reference", **options)
+    for one, two in zip(call(qk, v, backend="native", **options), expected, strict=True):
+        torch.testing.assert_close(one.double(), two, rtol=0, atol=1e-5)
+
+
+@needs_compiler
 @pytest.mark.parametrize("widths", [(1, 1), (3, 64), (17, 5), (64, 64), (70, 130), (128, 33)], ids=str)
 def test_widths(widths: tuple[int, int]) -> None:
     assert_as_the_reference(vectors(1, 2, 150, widths[0], seed=1), vectors(1, 2, 150, widths[1], seed=2), chunk_length=16)

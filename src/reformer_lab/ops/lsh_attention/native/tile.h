@@ -92,7 +92,8 @@ template <class T> struct Tile {
     IVec visible(int64_t i, int64_t j) const {
         const Problem& problem = sequence->problem;
         const IVec place = S::all(Int(key_place + j)) + S::steps();
-        IVec result = (place >= S::all(Int(first[i]))) & (place < S::all(Int(last[i]))) & (place != S::all(Int(query_place + i)));
+        const int64_t end = std::min(last[i], key_place + keys);  // whole cells may go beyond the block
+        IVec result = (place >= S::all(Int(first[i]))) & (place < S::all(Int(end))) & (place != S::all(Int(query_place + i)));
         if (problem.cross_bucket && problem.causal)
             result &= S::load(const_cast<Tile*>(this)->key_position.get() + j) < S::all(Int(query_position[i]));
         const UVec range = S::all(typename S::UInt(problem.before + problem.after));
