@@ -107,8 +107,8 @@ def hash_vectors(x: Tensor, rotations: Tensor, factors: tuple[int, ...]) -> Tens
     with torch.cuda.device_of(x):
         for factor in factors:
             kernels.hash_digit[(blocks * batch * heads * rounds,)](
-                x, rotations, buckets, heads, length, rounds, blocks, *x.stride()[:3], *rotations.stride()[:4], column,
-                factor // 2, radix, column == 0, width, _padded(width), HASH_ROWS, HASH_COLUMNS,
+                x, rotations, buckets, heads, length, rounds, blocks, *x.stride()[:3], *rotations.stride()[:4], width,
+                column, factor // 2, radix, _padded(width), HASH_ROWS, HASH_COLUMNS,
             )  # fmt: skip
             radix, column = radix * factor, column + factor // 2
     return buckets
@@ -120,11 +120,16 @@ HASH_ROWS, HASH_COLUMNS = 64, 32
 LAYOUT_BLOCK = 256
 
 
-def block_sizes(dtype: torch.dtype, widest: int) -> dict[str, int]:
-    """Return how many places a program owns, how many others it looks at in a step, and its warps."""
+def block_sizes(dtype: torch.dtype, widest: int, interpreted: bool = False) -> dict[str, int]:
+    """Return how many places a program owns, how many others it looks at in a step, and its warps.
+
+    The others: about as many as a bucket holds by default. Warps: what the kernels' registers allow (docs/decisions/0014).
+    """
+    if interpreted:
+        return {"OWN": 64, "OTHERS": 64}  # its time goes by the operation, not by the number
     if dtype in (torch.bfloat16, torch.float16):
-        return {"OWN": 64, "OTHERS": 64, "num_warps": 4}
-    return {"OWN": 32, "OTHERS": 32, "num_warps": 4}
+        return {"OWN": 64, "OTHERS": 32, "num_warps": 4 if widest <= 64 else 8, "num_stages": 2}
+    return {"OWN": 32, "OTHERS": 32, "num_warps": 8, "num_stages": 2}
 
 
 class _Call:
@@ -149,15 +154,15 @@ class _Call:
         self.chunk_length, self.apart = chunk_length, before + after + 1
         self.code_dtype = torch.int32 if self.length * (self.apart + 1) < 2**31 else torch.int64
         self.numbers = (
-            chunk_length, before, after, _as_int32(options.dropout_seed), _as_int32(int(options.dropout_p * 2**32)),
-            1 / (1 - options.dropout_p),
+            self.width, self.width_v, chunk_length, before, after, _as_int32(options.dropout_seed),
+            _as_int32(int(options.dropout_p * 2**32)), 1 / (1 - options.dropout_p), options.logit_scale,
         )  # fmt: skip
         self.kind: dict[str, Any] = {"WHOLE": whole, "CROSS": options.cross_bucket}
         widths = _padded(self.width), _padded(self.width_v)
         self.sizes: dict[str, Any] = {
-            "SCALE": options.logit_scale, "WIDTH": self.width, "WIDTH_V": self.width_v, "CAUSAL": options.causal,
+            "EARLIER": options.num_hashes - 1 if options.correct_duplicates else 0, "CAUSAL": options.causal,
             "DROPOUT": options.dropout_p > 0, "PRODUCT": _product_type(self.kernels, self.qk.dtype), "D": widths[0],
-            "D_V": widths[1], **self.kind, **block_sizes(self.qk.dtype, max(widths)),
+            "D_V": widths[1], **self.kind, **block_sizes(self.qk.dtype, max(widths), self.kernels.INTERPRETED),
         }  # fmt: skip
 
     def parts(self) -> Iterator["_Part"]:
@@ -204,8 +209,7 @@ class _Part:
         for hash_round in range(options.num_hashes):
             kernel[(blocks * self.count,)](
                 *tensors, self.first, call.heads, call.length, options.num_hashes, blocks, *strides, *call.numbers,
-                ROUND=hash_round, EARLIER=hash_round if options.correct_duplicates else 0, FIRST=hash_round == 0,
-                LAST=hash_round == options.num_hashes - 1, **call.sizes,
+                hash_round, **call.sizes,
             )  # fmt: skip
 
 

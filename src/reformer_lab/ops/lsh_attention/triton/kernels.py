@@ -12,18 +12,23 @@ The suffix _ptr marks pointers, capitals what is compiled in.
 import triton
 import triton.language as tl
 
+INTERPRETED = triton.knobs.runtime.interpret
+"""Run by triton's interpreter (TRITON_INTERPRET=1) instead of compiled."""
+# The interpreter sets the language up anew for each call of a jitted function: a third of its time. A kernel's call is enough.
+_inner = (lambda function: function) if INTERPRETED else triton.jit
+
 PADDING_KEY = tl.constexpr(2**63 - 1)
 """What padding sorts by: behind every bucket."""
 CHANGING = [
-    "first", "heads", "rounds", "blocks", "steps", "before", "after", "apart", "seed", "drop_below", "first_column", "half", "radix",
+    "first", "heads", "rounds", "blocks", "steps", "before", "after", "apart", "seed", "drop_below", "hash_round", "first_column", "half", "radix",
 ]  # fmt: skip
 """Numbers that must not make another variant of a kernel when they happen to be 1, or divisible by 16."""
 
 
-@triton.jit
+@_inner
 def _lower_bound(keys_ptr, target, length, steps):
     """Return the first place whose key is not below the target, in `steps` halvings of [0, length)."""
-    low = tl.zeros_like(target).to(tl.int32)
+    low = target.to(tl.int32) * 0
     high = low + length
     for _ in range(steps):
         middle = (low + high) // 2
@@ -51,8 +56,8 @@ def layout(
     position = tl.load(places_ptr + at, mask=there, other=0)
     padding = key == PADDING_KEY
     if CROSS:
-        begin = tl.zeros_like(place)
-        end = _lower_bound(keys_ptr, tl.zeros_like(key) + PADDING_KEY, length, steps)
+        begin = place * 0
+        end = _lower_bound(keys_ptr, key * 0 + PADDING_KEY, length, steps)
     else:
         begin = _lower_bound(keys_ptr, key, length, steps)
         end = _lower_bound(keys_ptr, tl.where(padding, key, key + 1), length, steps)
@@ -67,36 +72,36 @@ def layout(
     tl.store(codes_ptr + (sequence * length + position) * rounds + hash_round, code, mask=there)
 
 
-@triton.jit
-def _load_rows(rows_ptr, position, wanted, stride, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+@_inner
+def _load_rows(rows_ptr, position, wanted, stride, width, BLOCK: tl.constexpr):
     """Fetch rows by position; zeros where not wanted and beyond the width."""
     column = tl.arange(0, BLOCK)
     at = position.to(tl.int64)[:, None] * stride + column[None, :]
-    return tl.load(rows_ptr + at, mask=wanted[:, None] & (column < WIDTH)[None, :], other=0.0)
+    return tl.load(rows_ptr + at, mask=wanted[:, None] & (column < width)[None, :], other=0.0)
 
 
-@triton.jit
-def _store_rows(rows_ptr, position, wanted, value, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+@_inner
+def _store_rows(rows_ptr, position, wanted, value, width, BLOCK: tl.constexpr):
     column = tl.arange(0, BLOCK)
-    at = position.to(tl.int64)[:, None] * WIDTH + column[None, :]
+    at = position.to(tl.int64)[:, None] * width + column[None, :]
     value = value.to(rows_ptr.dtype.element_ty)
-    tl.store(rows_ptr + at, value, mask=wanted[:, None] & (column < WIDTH)[None, :])
+    tl.store(rows_ptr + at, value, mask=wanted[:, None] & (column < width)[None, :])
 
 
-@triton.jit
+@_inner
 def _product(a, b, PRODUCT: tl.constexpr):
     """Return a @ b, summed in fp32 or fp64. fp32 is multiplied as such, never as TF32."""
     return tl.dot(a.to(PRODUCT), b.to(PRODUCT), input_precision="ieee")
 
 
-@triton.jit
+@_inner
 def _inverse_length(x):
     """Return 1 / |x| of each row, and 0 for the zero vector."""
     squared = tl.sum(x * x, 1)
     return tl.where(squared > 0, 1 / tl.sqrt(tl.where(squared > 0, squared, 1.0)), 0.0)
 
 
-@triton.jit
+@_inner
 def _window(place, begin, end, chunk_length, back, ahead, WHOLE: tl.constexpr):
     """Return the places from `back` chunks before that of a place to `ahead` chunks after it, within [begin, end)."""
     if not WHOLE:
@@ -106,37 +111,43 @@ def _window(place, begin, end, chunk_length, back, ahead, WHOLE: tl.constexpr):
     return begin, end
 
 
-@triton.jit
+@_inner
 def _hull(low, high, length):
     """Return one range that holds all the ranges [low, high) of a block."""
     some = low < high
     return tl.min(tl.where(some, low, length), 0), tl.max(tl.where(some, high, 0), 0)
 
 
-@triton.jit
+@_inner
 def _mix(x):
     x = (x ^ (x >> 16)) * 0x7FEB352D
     x = (x ^ (x >> 15)) * 0x846CA68B
     return x ^ (x >> 16)
 
 
-@triton.jit
+@_inner
 def _keeps(sequence, query, key, seed, drop_below):
     """`keep_pairs` of ops/random.py for tensors that broadcast; 32-bit numbers wrap around here as they are masked there."""
-    state = _mix(tl.zeros_like(query).to(tl.uint32) + sequence.to(tl.uint32) * 0x9E3779B1 + seed.to(tl.uint32))
+    state = _mix(query.to(tl.uint32) * 0 + sequence.to(tl.uint32) * 0x9E3779B1 + seed.to(tl.uint32))
     state = _mix(state ^ (query.to(tl.uint32) * 0x85EBCA6B))
     state = _mix(state ^ (key.to(tl.uint32) * 0xC2B2AE35))
     return state >= drop_below.to(tl.uint32)
 
 
-@triton.jit
-def _first_found(visible, codes_ptr, query, key, query_there, key_there, rounds, before, after, EARLIER: tl.constexpr):
-    """Hide the pairs that one of the first EARLIER rounds finds. query, key: positions, shaped to broadcast."""
-    for hash_round in tl.static_range(EARLIER):
-        query_code = tl.load(codes_ptr + query.to(tl.int64) * rounds + hash_round, mask=query_there, other=0)
-        key_code = tl.load(codes_ptr + key.to(tl.int64) * rounds + hash_round, mask=key_there, other=0)
+@_inner
+def _first_found(
+    visible, codes_ptr, query, key, query_there, key_there, hash_round, rounds, before, after, EARLIER: tl.constexpr
+):  # fmt: skip
+    """Hide the pairs that a round before this one finds. query, key: positions, shaped to broadcast.
+
+    EARLIER is the greatest number of such rounds, so that all rounds are one variant of the kernel and its loop unrolls.
+    """
+    for other in tl.static_range(EARLIER):
+        earlier = other < hash_round
+        query_code = tl.load(codes_ptr + query.to(tl.int64) * rounds + other, mask=query_there & earlier, other=0)
+        key_code = tl.load(codes_ptr + key.to(tl.int64) * rounds + other, mask=key_there & earlier, other=0)
         away = query_code - key_code
-        visible &= (away > before) | (away < -after)
+        visible &= (away > before) | (away < -after) | (other >= hash_round)
     return visible
 
 
@@ -144,10 +155,9 @@ def _first_found(visible, codes_ptr, query, key, query_there, key_there, rounds,
 def forward(
     qk_ptr, v_ptr, order_ptr, begin_ptr, end_ptr, codes_ptr, sums_ptr, maximum_ptr, total_ptr, output_ptr, logsumexp_ptr,
     first, heads, length, rounds, blocks, qk_batch, qk_head, qk_row, v_batch, v_head, v_row,
-    chunk_length, before, after, seed, drop_below, keep_factor: tl.float64,
-    ROUND: tl.constexpr, EARLIER: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr, SCALE: tl.constexpr,
-    WIDTH: tl.constexpr, WIDTH_V: tl.constexpr, WHOLE: tl.constexpr, CROSS: tl.constexpr, CAUSAL: tl.constexpr,
-    DROPOUT: tl.constexpr, PRODUCT: tl.constexpr, D: tl.constexpr, D_V: tl.constexpr, OWN: tl.constexpr, OTHERS: tl.constexpr,
+    width, width_v, chunk_length, before, after, seed, drop_below, keep_factor: tl.float64, scale: tl.float64, hash_round,
+    EARLIER: tl.constexpr, WHOLE: tl.constexpr, CROSS: tl.constexpr, CAUSAL: tl.constexpr, DROPOUT: tl.constexpr,
+    PRODUCT: tl.constexpr, D: tl.constexpr, D_V: tl.constexpr, OWN: tl.constexpr, OTHERS: tl.constexpr,
 ):  # fmt: skip
     """One round of the forward pass for OWN queries; it adds to what the rounds before left, and the last one finishes.
 
@@ -157,14 +167,15 @@ def forward(
     sequence = first + local
     qk_ptr += sequence // heads * qk_batch + sequence % heads * qk_head
     v_ptr += sequence // heads * v_batch + sequence % heads * v_head
-    order_ptr += (local * rounds + ROUND) * length
-    begin_ptr += (local * rounds + ROUND) * length
-    end_ptr += (local * rounds + ROUND) * length
+    order_ptr += (local * rounds + hash_round) * length
+    begin_ptr += (local * rounds + hash_round) * length
+    end_ptr += (local * rounds + hash_round) * length
     codes_ptr += local * length * rounds
-    sums_ptr += local * length * WIDTH_V
+    sums_ptr += local * length * width_v
     maximum_ptr += sequence * length
     total_ptr += sequence * length
     precise = maximum_ptr.dtype.element_ty
+    scale, keep_factor = tl.full([1], scale, precise), tl.full([1, 1], keep_factor, precise)
 
     place = tl.program_id(0) % blocks * OWN + tl.arange(0, OWN)
     there = place < length
@@ -174,34 +185,34 @@ def forward(
     low, high = _window(place, begin, end, chunk_length, before, after, WHOLE)
     if CAUSAL and not CROSS:
         high = tl.minimum(high, place)
-    q = _load_rows(qk_ptr, position, there, qk_row, WIDTH, D)
+    q = _load_rows(qk_ptr, position, there, qk_row, width, D)
 
-    if FIRST:
+    if hash_round == 0:
         maximum = tl.full([OWN], float("-inf"), precise)
-        total = tl.zeros([OWN], precise)
-        sums = tl.zeros([OWN, D_V], precise)
+        total = tl.full([OWN], 0, precise)
+        sums = tl.full([OWN, D_V], 0, precise)
     else:
         maximum = tl.load(maximum_ptr + position, mask=there, other=float("-inf"))
         total = tl.load(total_ptr + position, mask=there, other=0.0)
-        sums = _load_rows(sums_ptr, position, there, WIDTH_V, WIDTH_V, D_V)
+        sums = _load_rows(sums_ptr, position, there, width_v, width_v, D_V)
 
     start, stop = _hull(low, high, length)
     for key_start in range(start, stop, OTHERS):
         key_place = key_start + tl.arange(0, OTHERS)
         key_there = key_place < stop
         key_position = tl.load(order_ptr + key_place, mask=key_there, other=0)
-        k = _load_rows(qk_ptr, key_position, key_there, qk_row, WIDTH, D)
-        v = _load_rows(v_ptr, key_position, key_there, v_row, WIDTH_V, D_V)
+        k = _load_rows(qk_ptr, key_position, key_there, qk_row, width, D)
+        v = _load_rows(v_ptr, key_position, key_there, v_row, width_v, D_V)
         visible = (low[:, None] <= key_place[None, :]) & (key_place[None, :] < high[:, None])
         if CAUSAL and CROSS:
             visible &= key_position[None, :] < position[:, None]
         elif not CAUSAL:
             visible &= key_place[None, :] != place[:, None]
         visible = _first_found(
-            visible, codes_ptr, position[:, None], key_position[None, :], there[:, None], key_there[None, :], rounds, before, after,
-            EARLIER,
+            visible, codes_ptr, position[:, None], key_position[None, :], there[:, None], key_there[None, :], hash_round, rounds,
+            before, after, EARLIER,
         )  # fmt: skip
-        logit = _product(q, tl.trans(k), PRODUCT) * (_inverse_length(k.to(precise)) * SCALE)[None, :]
+        logit = _product(q, tl.trans(k), PRODUCT) * (_inverse_length(k.to(precise)) * scale)[None, :]
         logit = tl.where(visible, logit, float("-inf"))
         top = tl.maximum(maximum, tl.max(logit, 1))
         # -inf, the maximum of nothing, less itself would be NaN.
@@ -217,27 +228,27 @@ def forward(
 
     tl.store(maximum_ptr + position, maximum, mask=there)
     tl.store(total_ptr + position, total, mask=there)
-    if LAST:
+    if hash_round == rounds - 1:
         # A token that saw nothing takes itself; padding, whose run ends at 0, gets 0.
         alone = there & (total == 0) & (end > 0)
-        own = _load_rows(v_ptr, position, alone, v_row, WIDTH_V, D_V).to(precise)
+        own = _load_rows(v_ptr, position, alone, v_row, width_v, D_V).to(precise)
         if DROPOUT:
             own = tl.where(_keeps(sequence, position, position, seed, drop_below)[:, None], own * keep_factor, 0.0)
         divided = sums / tl.where(total == 0, 1.0, total)[:, None]
-        _store_rows(output_ptr + sequence * length * WIDTH_V, position, there, tl.where(alone[:, None], own, divided), WIDTH_V, D_V)
+        _store_rows(output_ptr + sequence * length * width_v, position, there, tl.where(alone[:, None], own, divided), width_v, D_V)
         square = q.to(precise)
-        square = tl.sum(square * (square * (_inverse_length(square) * SCALE)[:, None]), 1)
+        square = tl.sum(square * (square * (_inverse_length(square) * scale)[:, None]), 1)
         logsumexp = tl.where(alone, square, maximum + tl.log(total))
         tl.store(logsumexp_ptr + sequence * length + position, logsumexp, mask=there)
     else:
-        _store_rows(sums_ptr, position, there, sums, WIDTH_V, D_V)
+        _store_rows(sums_ptr, position, there, sums, width_v, D_V)
 
 
 @triton.jit(do_not_specialize=CHANGING)
 def row_statistics(
     output_ptr, d_output_ptr, maximum_ptr, total_ptr, d_logsumexp_ptr, statistics_ptr,
     first, heads, length, blocks, d_batch, d_head, d_row, z_batch, z_head, z_row,
-    WIDTH_V: tl.constexpr, D_V: tl.constexpr, BLOCK: tl.constexpr,
+    width_v, D_V: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Pack what the backward pass wants of a query into four numbers side by side: (S, L, 4).
 
@@ -254,8 +265,8 @@ def row_statistics(
     d_output_ptr += sequence // heads * d_batch + sequence % heads * d_head
     d_logsumexp_ptr += sequence // heads * z_batch + sequence % heads * z_head
     d_logsumexp = tl.load(d_logsumexp_ptr + position.to(tl.int64) * z_row, mask=there, other=0.0).to(maximum.dtype)
-    output = _load_rows(output_ptr + sequence * length * WIDTH_V, position, there, WIDTH_V, WIDTH_V, D_V).to(maximum.dtype)
-    d_output = _load_rows(d_output_ptr, position, there, d_row, WIDTH_V, D_V).to(maximum.dtype)
+    output = _load_rows(output_ptr + sequence * length * width_v, position, there, width_v, width_v, D_V).to(maximum.dtype)
+    d_output = _load_rows(d_output_ptr, position, there, d_row, width_v, D_V).to(maximum.dtype)
     nothing = total == 0
     statistics_ptr += (local * length + position) * 4
     tl.store(statistics_ptr, tl.where(nothing, 0.0, maximum), mask=there)
@@ -268,10 +279,9 @@ def row_statistics(
 def backward(
     qk_ptr, v_ptr, d_output_ptr, order_ptr, begin_ptr, end_ptr, codes_ptr, statistics_ptr, qk_sums_ptr, v_sums_ptr, d_qk_ptr, d_v_ptr,
     first, heads, length, rounds, blocks, qk_batch, qk_head, qk_row, v_batch, v_head, v_row, d_batch, d_head, d_row,
-    chunk_length, before, after, seed, drop_below, keep_factor: tl.float64,
-    ROUND: tl.constexpr, EARLIER: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr, SCALE: tl.constexpr,
-    WIDTH: tl.constexpr, WIDTH_V: tl.constexpr, WHOLE: tl.constexpr, CROSS: tl.constexpr, CAUSAL: tl.constexpr,
-    DROPOUT: tl.constexpr, PRODUCT: tl.constexpr, D: tl.constexpr, D_V: tl.constexpr, OWN: tl.constexpr, OTHERS: tl.constexpr,
+    width, width_v, chunk_length, before, after, seed, drop_below, keep_factor: tl.float64, scale: tl.float64, hash_round,
+    EARLIER: tl.constexpr, WHOLE: tl.constexpr, CROSS: tl.constexpr, CAUSAL: tl.constexpr, DROPOUT: tl.constexpr,
+    PRODUCT: tl.constexpr, D: tl.constexpr, D_V: tl.constexpr, OWN: tl.constexpr, OTHERS: tl.constexpr,
 ):  # fmt: skip
     """One round of the backward pass for OWN tokens: what they receive as keys, then what they receive as queries.
 
@@ -282,37 +292,38 @@ def backward(
     qk_ptr += sequence // heads * qk_batch + sequence % heads * qk_head
     v_ptr += sequence // heads * v_batch + sequence % heads * v_head
     d_output_ptr += sequence // heads * d_batch + sequence % heads * d_head
-    order_ptr += (local * rounds + ROUND) * length
-    begin_ptr += (local * rounds + ROUND) * length
-    end_ptr += (local * rounds + ROUND) * length
+    order_ptr += (local * rounds + hash_round) * length
+    begin_ptr += (local * rounds + hash_round) * length
+    end_ptr += (local * rounds + hash_round) * length
     codes_ptr += local * length * rounds
     statistics_ptr += local * length * 4
-    qk_sums_ptr += local * length * WIDTH
-    v_sums_ptr += local * length * WIDTH_V
+    qk_sums_ptr += local * length * width
+    v_sums_ptr += local * length * width_v
     precise = statistics_ptr.dtype.element_ty
+    scale, keep_factor = tl.full([1], scale, precise), tl.full([1, 1], keep_factor, precise)
 
     place = tl.program_id(0) % blocks * OWN + tl.arange(0, OWN)
     there = place < length
     position = tl.load(order_ptr + place, mask=there, other=0)
     begin = tl.load(begin_ptr + place, mask=there, other=0)
     end = tl.load(end_ptr + place, mask=there, other=0)
-    x = _load_rows(qk_ptr, position, there, qk_row, WIDTH, D)
-    own_v = _load_rows(v_ptr, position, there, v_row, WIDTH_V, D_V)
+    x = _load_rows(qk_ptr, position, there, qk_row, width, D)
+    own_v = _load_rows(v_ptr, position, there, v_row, width_v, D_V)
     inverse_length = _inverse_length(x.to(precise))
 
     # As keys: rows are own keys, columns are the queries that see one of them.
     low, high = _window(place, begin, end, chunk_length, after, before, WHOLE)
     if CAUSAL and not CROSS:
         low = tl.maximum(low, place + 1)
-    d_k = tl.zeros([OWN, D], precise)
-    d_v = tl.zeros([OWN, D_V], precise)
+    d_k = tl.full([OWN, D], 0, precise)
+    d_v = tl.full([OWN, D_V], 0, precise)
     start, stop = _hull(low, high, length)
     for query_start in range(start, stop, OTHERS):
         query_place = query_start + tl.arange(0, OTHERS)
         query_there = query_place < stop
         query_position = tl.load(order_ptr + query_place, mask=query_there, other=0)
-        q = _load_rows(qk_ptr, query_position, query_there, qk_row, WIDTH, D)
-        d_output = _load_rows(d_output_ptr, query_position, query_there, d_row, WIDTH_V, D_V)
+        q = _load_rows(qk_ptr, query_position, query_there, qk_row, width, D)
+        d_output = _load_rows(d_output_ptr, query_position, query_there, d_row, width_v, D_V)
         maximum = tl.load(statistics_ptr + query_position.to(tl.int64) * 4, mask=query_there, other=0.0)
         inverse_total = tl.load(statistics_ptr + query_position.to(tl.int64) * 4 + 1, mask=query_there, other=0.0)
         shift = tl.load(statistics_ptr + query_position.to(tl.int64) * 4 + 2, mask=query_there, other=0.0)
@@ -322,10 +333,10 @@ def backward(
         elif not CAUSAL:
             visible &= query_place[None, :] != place[:, None]
         visible = _first_found(
-            visible, codes_ptr, query_position[None, :], position[:, None], query_there[None, :], there[:, None], rounds, before, after,
-            EARLIER,
+            visible, codes_ptr, query_position[None, :], position[:, None], query_there[None, :], there[:, None], hash_round, rounds,
+            before, after, EARLIER,
         )  # fmt: skip
-        logit = _product(x, tl.trans(q), PRODUCT) * (inverse_length * SCALE)[:, None]
+        logit = _product(x, tl.trans(q), PRODUCT) * (inverse_length * scale)[:, None]
         weight = tl.exp(tl.where(visible, logit - maximum[None, :], float("-inf"))) * inverse_total[None, :]
         kept, d_weight = weight, _product(own_v, tl.trans(d_output), PRODUCT)
         if DROPOUT:
@@ -335,73 +346,74 @@ def backward(
         d_v += _product(kept.to(d_output.dtype), d_output, PRODUCT)
         d_k += _product(d_logit.to(q.dtype), q, PRODUCT)
 
+    # A token that sees nothing is its own value, and its logsumexp x . k of itself.
+    own_d_output = _load_rows(d_output_ptr, position, there, d_row, width_v, D_V)
+    own_inverse_total = tl.load(statistics_ptr + position.to(tl.int64) * 4 + 1, mask=there, other=0.0)
+    alone = there & (end > 0) & (own_inverse_total == 0)
+    if hash_round == 0:
+        d_own = tl.where(alone[:, None], own_d_output.to(precise), 0.0)
+        if DROPOUT:
+            d_own = tl.where(_keeps(sequence, position, position, seed, drop_below)[:, None], d_own * keep_factor, 0.0)
+        d_v += d_own
+    else:
+        d_v += _load_rows(v_sums_ptr, position, there, width_v, width_v, D_V)
+    if hash_round == rounds - 1:
+        _store_rows(d_v_ptr + sequence * length * width_v, position, there, d_v, width_v, D_V)
+    else:
+        _store_rows(v_sums_ptr, position, there, d_v, width_v, D_V)
     # Through k = x / |x|: what lies along k has no effect.
     unit = x.to(precise) * inverse_length[:, None]
-    d_x = (d_k - unit * tl.sum(unit * d_k, 1)[:, None]) * (inverse_length * SCALE)[:, None]
+    d_x = (d_k - unit * tl.sum(unit * d_k, 1)[:, None]) * (inverse_length * scale)[:, None]
+    if hash_round == 0:
+        d_self = tl.load(statistics_ptr + position.to(tl.int64) * 4 + 3, mask=alone, other=0.0)
+        d_x += unit * (d_self * scale)[:, None]
+    else:
+        d_x += _load_rows(qk_sums_ptr, position, there, width, width, D)
 
     # As queries: rows are own queries, columns are the keys that one of them sees.
     low, high = _window(place, begin, end, chunk_length, before, after, WHOLE)
     if CAUSAL and not CROSS:
         high = tl.minimum(high, place)
-    own_d_output = _load_rows(d_output_ptr, position, there, d_row, WIDTH_V, D_V)
     own_maximum = tl.load(statistics_ptr + position.to(tl.int64) * 4, mask=there, other=0.0)
-    own_inverse_total = tl.load(statistics_ptr + position.to(tl.int64) * 4 + 1, mask=there, other=0.0)
     own_shift = tl.load(statistics_ptr + position.to(tl.int64) * 4 + 2, mask=there, other=0.0)
-    d_q = tl.zeros([OWN, D], precise)
     start, stop = _hull(low, high, length)
     for key_start in range(start, stop, OTHERS):
         key_place = key_start + tl.arange(0, OTHERS)
         key_there = key_place < stop
         key_position = tl.load(order_ptr + key_place, mask=key_there, other=0)
-        k = _load_rows(qk_ptr, key_position, key_there, qk_row, WIDTH, D)
-        v = _load_rows(v_ptr, key_position, key_there, v_row, WIDTH_V, D_V)
+        k = _load_rows(qk_ptr, key_position, key_there, qk_row, width, D)
+        v = _load_rows(v_ptr, key_position, key_there, v_row, width_v, D_V)
         visible = (low[:, None] <= key_place[None, :]) & (key_place[None, :] < high[:, None])
         if CAUSAL and CROSS:
             visible &= key_position[None, :] < position[:, None]
         elif not CAUSAL:
             visible &= key_place[None, :] != place[:, None]
         visible = _first_found(
-            visible, codes_ptr, position[:, None], key_position[None, :], there[:, None], key_there[None, :], rounds, before, after,
-            EARLIER,
+            visible, codes_ptr, position[:, None], key_position[None, :], there[:, None], key_there[None, :], hash_round, rounds,
+            before, after, EARLIER,
         )  # fmt: skip
         key_inverse_length = _inverse_length(k.to(precise))
-        logit = _product(x, tl.trans(k), PRODUCT) * (key_inverse_length * SCALE)[None, :]
+        logit = _product(x, tl.trans(k), PRODUCT) * (key_inverse_length * scale)[None, :]
         weight = tl.exp(tl.where(visible, logit - own_maximum[:, None], float("-inf"))) * own_inverse_total[:, None]
         d_weight = _product(own_d_output, tl.trans(v), PRODUCT)
         if DROPOUT:
             keep = _keeps(sequence, position[:, None], key_position[None, :], seed, drop_below)
             d_weight = tl.where(keep, d_weight * keep_factor, 0.0)
-        d_logit = weight * (d_weight - own_shift[:, None])
+        d_logit = weight * (d_weight - own_shift[:, None]) * scale[:, None]
         # The unit vector, not d_logit / |x|: a short x would overflow fp16.
         unit_key = (k.to(precise) * key_inverse_length[:, None]).to(k.dtype)
-        d_q += _product(d_logit.to(k.dtype), unit_key, PRODUCT)
-    d_x += d_q * SCALE
-
-    if FIRST:
-        # A token that sees nothing is its own value, and its logsumexp x . k of itself.
-        alone = there & (end > 0) & (own_inverse_total == 0)
-        d_self = tl.load(statistics_ptr + position.to(tl.int64) * 4 + 3, mask=alone, other=0.0)
-        d_x += unit * (d_self * SCALE)[:, None]
-        d_own = tl.where(alone[:, None], own_d_output.to(precise), 0.0)
-        if DROPOUT:
-            d_own = tl.where(_keeps(sequence, position, position, seed, drop_below)[:, None], d_own * keep_factor, 0.0)
-        d_v += d_own
+        d_x += _product(d_logit.to(k.dtype), unit_key, PRODUCT)
+    if hash_round == rounds - 1:
+        _store_rows(d_qk_ptr + sequence * length * width, position, there, d_x, width, D)
     else:
-        d_x += _load_rows(qk_sums_ptr, position, there, WIDTH, WIDTH, D)
-        d_v += _load_rows(v_sums_ptr, position, there, WIDTH_V, WIDTH_V, D_V)
-    if LAST:
-        _store_rows(d_qk_ptr + sequence * length * WIDTH, position, there, d_x, WIDTH, D)
-        _store_rows(d_v_ptr + sequence * length * WIDTH_V, position, there, d_v, WIDTH_V, D_V)
-    else:
-        _store_rows(qk_sums_ptr, position, there, d_x, WIDTH, D)
-        _store_rows(v_sums_ptr, position, there, d_v, WIDTH_V, D_V)
+        _store_rows(qk_sums_ptr, position, there, d_x, width, D)
 
 
 @triton.jit(do_not_specialize=CHANGING)
 def hash_digit(
     x_ptr, rotations_ptr, buckets_ptr, heads, length, rounds, blocks, x_batch, x_head, x_row,
-    rotations_batch, rotations_head, rotations_row, rotations_round, first_column, half, radix,
-    FIRST: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    rotations_batch, rotations_head, rotations_row, rotations_round, width, first_column, half, radix,
+    D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Add one factor's digit, argmax [x R ; -x R] over its `half` columns, times the radix, to the buckets (B, H, R, L)."""
     hash_round = tl.program_id(0) % rounds
@@ -411,17 +423,17 @@ def hash_digit(
     there = position < length
     precise = rotations_ptr.dtype.element_ty
     x_ptr += sequence // heads * x_batch + sequence % heads * x_head
-    x = _load_rows(x_ptr, position, there, x_row, WIDTH, D).to(precise)
+    x = _load_rows(x_ptr, position, there, x_row, width, D).to(precise)
     rotations_ptr += sequence // heads * rotations_batch + sequence % heads * rotations_head + hash_round * rotations_round
     row = tl.arange(0, D)
     highest, lowest = tl.full([ROWS], float("-inf"), precise), tl.full([ROWS], float("inf"), precise)
-    high_at, low_at = tl.zeros([ROWS], tl.int32), tl.zeros([ROWS], tl.int32)
+    high_at, low_at = tl.full([ROWS], 0, tl.int32), tl.full([ROWS], 0, tl.int32)
     for start in range(0, half, COLUMNS):
         column = start + tl.arange(0, COLUMNS)
         wanted = column < half
         rotations = tl.load(
             rotations_ptr + row[:, None] * rotations_row + (first_column + column)[None, :],
-            mask=(row < WIDTH)[:, None] & wanted[None, :], other=0.0,
+            mask=(row < width)[:, None] & wanted[None, :], other=0.0,
         )  # fmt: skip
         projected = _product(x, rotations, precise)
         high, at = tl.max(tl.where(wanted[None, :], projected, float("-inf")), 1, return_indices=True)
@@ -431,10 +443,6 @@ def hash_digit(
         low_at, lowest = tl.where(low < lowest, start + at, low_at), tl.minimum(low, lowest)
     digit = tl.where(highest >= -lowest, high_at, low_at + half).to(tl.int64) * radix
     at = (sequence * rounds + hash_round) * length + position
-    if not FIRST:
+    if first_column > 0:
         digit += tl.load(buckets_ptr + at, mask=there, other=0)
     tl.store(buckets_ptr + at, digit, mask=there)
-
-
-INTERPRETED = not isinstance(forward, triton.runtime.JITFunction)
-"""Run by triton's interpreter (TRITON_INTERPRET=1) instead of compiled."""
