@@ -46,7 +46,7 @@ BACKENDS = ("reference", *FAST_BACKENDS)
 def unusable(
     backend: str, device: torch.device | None = None, dtype: torch.dtype | None = None, width: int | None = None
 ) -> str | None:
-    """Return in one line why a backend cannot be used for such tensors, or at all; None if it can. width: of the widest head."""
+    """Return in one line why a backend cannot be used for such tensors, or at all; None if it can. width: the widest head."""
     if backend not in BACKENDS:
         return f"there is no such backend; choose from {', '.join(BACKENDS)}"
     if backend == "triton":

@@ -23,6 +23,8 @@ MAX_WIDTH = 128
 SCRATCH_BYTES = 1 << 30
 # Places and positions are 32-bit numbers, and so is a chunk's end.
 MAX_LENGTH = 2**29
+# Codes are 32-bit numbers up to this one.
+MAX_CODE = 2**31 - 1
 
 
 def unusable(device: torch.device | None = None, dtype: torch.dtype | None = None, width: int | None = None) -> str | None:
@@ -152,7 +154,7 @@ class _Call:
         # A window wider than the sequence sees the same as one that spans it.
         before, after = (0 if whole else min(n, chunks) for n in (options.chunks_before, options.chunks_after))
         self.chunk_length, self.apart = chunk_length, before + after + 1
-        self.code_dtype = torch.int32 if self.length * (self.apart + 1) < 2**31 else torch.int64
+        self.code_dtype = torch.int32 if self.length * (self.apart + 1) <= MAX_CODE else torch.int64
         self.numbers = (
             self.width, self.width_v, chunk_length, before, after, _as_int32(options.dropout_seed),
             _as_int32(int(options.dropout_p * 2**32)), 1 / (1 - options.dropout_p), options.logit_scale,

@@ -20,7 +20,8 @@ _inner = (lambda function: function) if INTERPRETED else triton.jit
 PADDING_KEY = tl.constexpr(2**63 - 1)
 """What padding sorts by: behind every bucket."""
 CHANGING = [
-    "first", "heads", "rounds", "blocks", "steps", "before", "after", "apart", "seed", "drop_below", "hash_round", "first_column", "half", "radix",
+    "first", "heads", "rounds", "blocks", "steps", "before", "after", "apart", "seed", "drop_below", "hash_round",
+    "first_column", "half", "radix",
 ]  # fmt: skip
 """Numbers that must not make another variant of a kernel when they happen to be 1, or divisible by 16."""
 
@@ -102,6 +103,25 @@ def _inverse_length(x):
 
 
 @_inner
+def _unit_length(x, inverse_length):
+    """Return x / |x| in the precision of x."""
+    return (x.to(inverse_length.dtype) * inverse_length[:, None]).to(x.dtype)
+
+
+@_inner
+def _key(k, inverse_length, scale):
+    """Return what the logits q . k/|k| times the scale are products with, and the factor of each.
+
+    Half precisions multiply by k as it is and divide afterwards: they would round k/|k|. The others divide first: a length
+    is rounded too, and after the product that would be one error in all of a key's logits, as large as they are.
+    """
+    if k.dtype == inverse_length.dtype:
+        return _unit_length(k, inverse_length), scale
+    else:
+        return k, inverse_length * scale
+
+
+@_inner
 def _window(place, begin, end, chunk_length, back, ahead, WHOLE: tl.constexpr):
     """Return the places from `back` chunks before that of a place to `ahead` chunks after it, within [begin, end)."""
     if not WHOLE:
@@ -135,19 +155,30 @@ def _keeps(sequence, query, key, seed, drop_below):
 
 
 @_inner
-def _first_found(
-    visible, codes_ptr, query, key, query_there, key_there, hash_round, rounds, before, after, EARLIER: tl.constexpr
+def _visible(
+    low, high, own, other_place, other, own_there, other_there, codes_ptr, hash_round, rounds, before, after,
+    OWN_ARE_KEYS: tl.constexpr, CAUSAL: tl.constexpr, CROSS: tl.constexpr, EARLIER: tl.constexpr,
 ):  # fmt: skip
-    """Hide the pairs that a round before this one finds. query, key: positions, shaped to broadcast.
+    """Say which pairs count in this round: rows are a program's own tokens with their ranges, columns are others.
 
-    EARLIER is the greatest number of such rounds, so that all rounds are one variant of the kernel and its loop unrolls.
+    own, other: their positions. EARLIER: the greatest number of rounds before this one that may have found a pair, so that
+    all rounds are one variant of the kernel and the loop over them unrolls.
     """
-    for other in tl.static_range(EARLIER):
-        earlier = other < hash_round
-        query_code = tl.load(codes_ptr + query.to(tl.int64) * rounds + other, mask=query_there & earlier, other=0)
-        key_code = tl.load(codes_ptr + key.to(tl.int64) * rounds + other, mask=key_there & earlier, other=0)
-        away = query_code - key_code
-        visible &= (away > before) | (away < -after) | (other >= hash_round)
+    visible = (low[:, None] <= other_place[None, :]) & (other_place[None, :] < high[:, None])
+    own, other, own_there, other_there = own[:, None], other[None, :], own_there[:, None], other_there[None, :]
+    if CAUSAL and CROSS:
+        if OWN_ARE_KEYS:
+            visible &= own < other
+        else:
+            visible &= other < own
+    elif not CAUSAL:
+        visible &= own != other
+    for earlier in tl.static_range(EARLIER):
+        is_earlier = earlier < hash_round
+        own_code = tl.load(codes_ptr + own.to(tl.int64) * rounds + earlier, mask=own_there & is_earlier, other=0)
+        other_code = tl.load(codes_ptr + other.to(tl.int64) * rounds + earlier, mask=other_there & is_earlier, other=0)
+        away = other_code - own_code if OWN_ARE_KEYS else own_code - other_code
+        visible &= (away > before) | (away < -after) | (earlier >= hash_round)
     return visible
 
 
@@ -203,27 +234,23 @@ def forward(
         key_position = tl.load(order_ptr + key_place, mask=key_there, other=0)
         k = _load_rows(qk_ptr, key_position, key_there, qk_row, width, D)
         v = _load_rows(v_ptr, key_position, key_there, v_row, width_v, D_V)
-        visible = (low[:, None] <= key_place[None, :]) & (key_place[None, :] < high[:, None])
-        if CAUSAL and CROSS:
-            visible &= key_position[None, :] < position[:, None]
-        elif not CAUSAL:
-            visible &= key_place[None, :] != place[:, None]
-        visible = _first_found(
-            visible, codes_ptr, position[:, None], key_position[None, :], there[:, None], key_there[None, :], hash_round, rounds,
-            before, after, EARLIER,
+        visible = _visible(
+            low, high, position, key_place, key_position, there, key_there, codes_ptr, hash_round, rounds, before, after,
+            False, CAUSAL, CROSS, EARLIER,
         )  # fmt: skip
-        logit = _product(q, tl.trans(k), PRODUCT) * (_inverse_length(k.to(precise)) * scale)[None, :]
+        key, factor = _key(k, _inverse_length(k.to(precise)), scale)
+        logit = _product(q, tl.trans(key), PRODUCT) * factor[None, :]
         logit = tl.where(visible, logit, float("-inf"))
         top = tl.maximum(maximum, tl.max(logit, 1))
         # -inf, the maximum of nothing, less itself would be NaN.
         finite = tl.where(top == float("-inf"), 0.0, top)
-        factor = tl.exp(maximum - finite)
+        lowered = tl.exp(maximum - finite)
         weight = tl.exp(logit - finite[:, None])
-        total = total * factor + tl.sum(weight, 1)
+        total = total * lowered + tl.sum(weight, 1)
         if DROPOUT:
             keep = _keeps(sequence, position[:, None], key_position[None, :], seed, drop_below)
             weight = tl.where(keep, weight * keep_factor, 0.0)
-        sums = sums * factor[:, None] + _product(weight.to(v.dtype), v, PRODUCT)
+        sums = sums * lowered[:, None] + _product(weight.to(v.dtype), v, PRODUCT)
         maximum = top
 
     tl.store(maximum_ptr + position, maximum, mask=there)
@@ -235,7 +262,8 @@ def forward(
         if DROPOUT:
             own = tl.where(_keeps(sequence, position, position, seed, drop_below)[:, None], own * keep_factor, 0.0)
         divided = sums / tl.where(total == 0, 1.0, total)[:, None]
-        _store_rows(output_ptr + sequence * length * width_v, position, there, tl.where(alone[:, None], own, divided), width_v, D_V)
+        output = tl.where(alone[:, None], own, divided)
+        _store_rows(output_ptr + sequence * length * width_v, position, there, output, width_v, D_V)
         square = q.to(precise)
         square = tl.sum(square * (square * (_inverse_length(square) * scale)[:, None]), 1)
         logsumexp = tl.where(alone, square, maximum + tl.log(total))
@@ -277,8 +305,9 @@ def row_statistics(
 
 @triton.jit(do_not_specialize=CHANGING)
 def backward(
-    qk_ptr, v_ptr, d_output_ptr, order_ptr, begin_ptr, end_ptr, codes_ptr, statistics_ptr, qk_sums_ptr, v_sums_ptr, d_qk_ptr, d_v_ptr,
-    first, heads, length, rounds, blocks, qk_batch, qk_head, qk_row, v_batch, v_head, v_row, d_batch, d_head, d_row,
+    qk_ptr, v_ptr, d_output_ptr, order_ptr, begin_ptr, end_ptr, codes_ptr, statistics_ptr, qk_sums_ptr, v_sums_ptr,
+    d_qk_ptr, d_v_ptr, first, heads, length, rounds, blocks, qk_batch, qk_head, qk_row, v_batch, v_head, v_row,
+    d_batch, d_head, d_row,
     width, width_v, chunk_length, before, after, seed, drop_below, keep_factor: tl.float64, scale: tl.float64, hash_round,
     EARLIER: tl.constexpr, WHOLE: tl.constexpr, CROSS: tl.constexpr, CAUSAL: tl.constexpr, DROPOUT: tl.constexpr,
     PRODUCT: tl.constexpr, D: tl.constexpr, D_V: tl.constexpr, OWN: tl.constexpr, OTHERS: tl.constexpr,
@@ -310,6 +339,7 @@ def backward(
     x = _load_rows(qk_ptr, position, there, qk_row, width, D)
     own_v = _load_rows(v_ptr, position, there, v_row, width_v, D_V)
     inverse_length = _inverse_length(x.to(precise))
+    own_key, own_factor = _key(x, inverse_length, scale)
 
     # As keys: rows are own keys, columns are the queries that see one of them.
     low, high = _window(place, begin, end, chunk_length, after, before, WHOLE)
@@ -327,16 +357,11 @@ def backward(
         maximum = tl.load(statistics_ptr + query_position.to(tl.int64) * 4, mask=query_there, other=0.0)
         inverse_total = tl.load(statistics_ptr + query_position.to(tl.int64) * 4 + 1, mask=query_there, other=0.0)
         shift = tl.load(statistics_ptr + query_position.to(tl.int64) * 4 + 2, mask=query_there, other=0.0)
-        visible = (low[:, None] <= query_place[None, :]) & (query_place[None, :] < high[:, None])
-        if CAUSAL and CROSS:
-            visible &= position[:, None] < query_position[None, :]
-        elif not CAUSAL:
-            visible &= query_place[None, :] != place[:, None]
-        visible = _first_found(
-            visible, codes_ptr, query_position[None, :], position[:, None], query_there[None, :], there[:, None], hash_round, rounds,
-            before, after, EARLIER,
+        visible = _visible(
+            low, high, position, query_place, query_position, there, query_there, codes_ptr, hash_round, rounds, before, after,
+            True, CAUSAL, CROSS, EARLIER,
         )  # fmt: skip
-        logit = _product(x, tl.trans(q), PRODUCT) * (inverse_length * scale)[:, None]
+        logit = _product(own_key, tl.trans(q), PRODUCT) * own_factor[:, None]
         weight = tl.exp(tl.where(visible, logit - maximum[None, :], float("-inf"))) * inverse_total[None, :]
         kept, d_weight = weight, _product(own_v, tl.trans(d_output), PRODUCT)
         if DROPOUT:
@@ -383,17 +408,13 @@ def backward(
         key_position = tl.load(order_ptr + key_place, mask=key_there, other=0)
         k = _load_rows(qk_ptr, key_position, key_there, qk_row, width, D)
         v = _load_rows(v_ptr, key_position, key_there, v_row, width_v, D_V)
-        visible = (low[:, None] <= key_place[None, :]) & (key_place[None, :] < high[:, None])
-        if CAUSAL and CROSS:
-            visible &= key_position[None, :] < position[:, None]
-        elif not CAUSAL:
-            visible &= key_place[None, :] != place[:, None]
-        visible = _first_found(
-            visible, codes_ptr, position[:, None], key_position[None, :], there[:, None], key_there[None, :], hash_round, rounds,
-            before, after, EARLIER,
+        visible = _visible(
+            low, high, position, key_place, key_position, there, key_there, codes_ptr, hash_round, rounds, before, after,
+            False, CAUSAL, CROSS, EARLIER,
         )  # fmt: skip
         key_inverse_length = _inverse_length(k.to(precise))
-        logit = _product(x, tl.trans(k), PRODUCT) * (key_inverse_length * scale)[None, :]
+        key, factor = _key(k, key_inverse_length, scale)
+        logit = _product(x, tl.trans(key), PRODUCT) * factor[None, :]
         weight = tl.exp(tl.where(visible, logit - own_maximum[:, None], float("-inf"))) * own_inverse_total[:, None]
         d_weight = _product(own_d_output, tl.trans(v), PRODUCT)
         if DROPOUT:
@@ -401,8 +422,7 @@ def backward(
             d_weight = tl.where(keep, d_weight * keep_factor, 0.0)
         d_logit = weight * (d_weight - own_shift[:, None]) * scale[:, None]
         # The unit vector, not d_logit / |x|: a short x would overflow fp16.
-        unit_key = (k.to(precise) * key_inverse_length[:, None]).to(k.dtype)
-        d_x += _product(d_logit.to(k.dtype), unit_key, PRODUCT)
+        d_x += _product(d_logit.to(k.dtype), _unit_length(k, key_inverse_length), PRODUCT)
     if hash_round == rounds - 1:
         _store_rows(d_qk_ptr + sequence * length * width, position, there, d_x, width, D)
     else:
