@@ -110,7 +110,7 @@ def hash_vectors(x: Tensor, rotations: Tensor, factors: tuple[int, ...]) -> Tens
         for factor in factors:
             kernels.hash_digit[(blocks * batch * heads * rounds,)](
                 x, rotations, buckets, heads, length, rounds, blocks, *x.stride()[:3], *rotations.stride()[:4], width,
-                column, factor // 2, radix, _padded(width), HASH_ROWS, HASH_COLUMNS,
+                column, factor // 2, radix, _product_type(kernels, x.dtype), _padded(width), HASH_ROWS, HASH_COLUMNS,
             )  # fmt: skip
             radix, column = radix * factor, column + factor // 2
     return buckets

@@ -165,19 +165,20 @@ def _visible(
     all rounds are one variant of the kernel and the loop over them unrolls.
     """
     visible = (low[:, None] <= other_place[None, :]) & (other_place[None, :] < high[:, None])
-    own, other, own_there, other_there = own[:, None], other[None, :], own_there[:, None], other_there[None, :]
     if CAUSAL and CROSS:
         if OWN_ARE_KEYS:
-            visible &= own < other
+            visible &= own[:, None] < other[None, :]
         else:
-            visible &= other < own
+            visible &= other[None, :] < own[:, None]
     elif not CAUSAL:
-        visible &= own != other
+        visible &= own[:, None] != other[None, :]
     for earlier in tl.static_range(EARLIER):
         is_earlier = earlier < hash_round
         own_code = tl.load(codes_ptr + own.to(tl.int64) * rounds + earlier, mask=own_there & is_earlier, other=0)
         other_code = tl.load(codes_ptr + other.to(tl.int64) * rounds + earlier, mask=other_there & is_earlier, other=0)
-        away = other_code - own_code if OWN_ARE_KEYS else own_code - other_code
+        away = own_code[:, None] - other_code[None, :]
+        if OWN_ARE_KEYS:
+            away = -away
         visible &= (away > before) | (away < -after) | (earlier >= hash_round)
     return visible
 
@@ -261,12 +262,12 @@ def forward(
         own = _load_rows(v_ptr, position, alone, v_row, width_v, D_V).to(precise)
         if DROPOUT:
             own = tl.where(_keeps(sequence, position, position, seed, drop_below)[:, None], own * keep_factor, 0.0)
-        divided = sums / tl.where(total == 0, 1.0, total)[:, None]
-        output = tl.where(alone[:, None], own, divided)
+        divisor = tl.where(total == 0, 1.0, total)
+        output = tl.where(alone[:, None], own, sums / divisor[:, None])
         _store_rows(output_ptr + sequence * length * width_v, position, there, output, width_v, D_V)
         square = q.to(precise)
         square = tl.sum(square * (square * (_inverse_length(square) * scale)[:, None]), 1)
-        logsumexp = tl.where(alone, square, maximum + tl.log(total))
+        logsumexp = tl.where(alone, square, maximum + tl.log(divisor))
         tl.store(logsumexp_ptr + sequence * length + position, logsumexp, mask=there)
     else:
         _store_rows(sums_ptr, position, there, sums, width_v, D_V)
@@ -433,9 +434,13 @@ def backward(
 def hash_digit(
     x_ptr, rotations_ptr, buckets_ptr, heads, length, rounds, blocks, x_batch, x_head, x_row,
     rotations_batch, rotations_head, rotations_row, rotations_round, width, first_column, half, radix,
-    D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    PRODUCT: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Add one factor's digit, argmax [x R ; -x R] over its `half` columns, times the radix, to the buckets (B, H, R, L)."""
+    """Add one factor's digit, argmax [x R ; -x R] over its `half` columns, times the radix, to the buckets (B, H, R, L).
+
+    The product is that of fp32 also for a half-precision x: R is then split into three numbers of that precision, which hold
+    its digits, so that it is three products on tensor cores.
+    """
     hash_round = tl.program_id(0) % rounds
     block = tl.program_id(0) // rounds
     sequence = (block // blocks).to(tl.int64)
@@ -443,7 +448,7 @@ def hash_digit(
     there = position < length
     precise = rotations_ptr.dtype.element_ty
     x_ptr += sequence // heads * x_batch + sequence % heads * x_head
-    x = _load_rows(x_ptr, position, there, x_row, width, D).to(precise)
+    x = _load_rows(x_ptr, position, there, x_row, width, D)
     rotations_ptr += sequence // heads * rotations_batch + sequence % heads * rotations_head + hash_round * rotations_round
     row = tl.arange(0, D)
     highest, lowest = tl.full([ROWS], float("-inf"), precise), tl.full([ROWS], float("inf"), precise)
@@ -455,7 +460,14 @@ def hash_digit(
             rotations_ptr + row[:, None] * rotations_row + (first_column + column)[None, :],
             mask=(row < width)[:, None] & wanted[None, :], other=0.0,
         )  # fmt: skip
-        projected = _product(x, rotations, precise)
+        projected = tl.full([ROWS, COLUMNS], 0, precise)
+        if x.dtype == precise:
+            projected = _product(x, rotations, PRODUCT)
+        else:
+            for _ in tl.static_range(3):
+                part = rotations.to(x.dtype)
+                projected += _product(x, part, PRODUCT)
+                rotations -= part.to(precise)
         high, at = tl.max(tl.where(wanted[None, :], projected, float("-inf")), 1, return_indices=True)
         # Only what is greater: the first of equal ones wins.
         high_at, highest = tl.where(high > highest, start + at, high_at), tl.maximum(high, highest)
