@@ -54,9 +54,9 @@ def forward(
     logsumexp, maximum, total = (call.v.new_empty(qk_BHLD.shape[:3], dtype=call.precise) for _ in range(3))
     with torch.cuda.device_of(qk_BHLD):
         for part in call.parts():
-            sums = part.sums(output)
             part.rounds(
-                call.kernels.forward, (call.qk, call.v, *part.layout, sums, maximum, total, output, logsumexp),
+                call.kernels.forward,
+                (call.qk, call.v, *part.layout, part.sums(output), maximum, total, output, logsumexp),
                 (*call.qk.stride()[:3], *call.v.stride()[:3]),
             )  # fmt: skip
     return output, logsumexp, maximum, total
