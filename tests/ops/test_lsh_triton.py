@@ -24,7 +24,8 @@ from torch import Tensor
 
 from reformer_lab.errors import UserError
 from reformer_lab.ops import draw_rotations, hash_vectors, lsh_attention
-from reformer_lab.ops.lsh_attention import choose_backend, operator, triton, unusable
+from reformer_lab.ops.lsh_attention import choose_backend, chunked, operator, triton, unusable
+from reformer_lab.ops.lsh_attention.options import LSHOptions
 
 WHY_NOT = unusable("triton", DEVICE)
 needs_triton = pytest.mark.skipif(WHY_NOT is not None, reason=f"backend='triton' cannot be used here: {WHY_NOT}")
@@ -142,6 +143,27 @@ def test_precisions_of_the_results() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_padded_value_changes_nothing(kind: str) -> None:
     test_lsh_properties.test_a_padded_value_changes_nothing("triton", 0.2, kind, "random", float("nan"))
+
+
+@needs_triton
+def test_padding_gets_nothing_from_the_kernels_themselves() -> None:
+    """`lsh_attention` hides padding before and after; called directly, the kernels do too."""
+    qk, v, mask = vectors(2, 2, 40, 8, seed=1), vectors(2, 2, 40, 5, seed=2), padding_mask("random", 2, 40)
+    buckets = random_buckets(2, 2, 2, 40, 4)
+    options = LSHOptions(
+        num_hashes=2, chunk_length=8, chunks_before=1, chunks_after=0, causal=True, coverage="chunk", cross_bucket=False,
+        correct_duplicates=True, logit_scale=1.0, dropout_p=0.1, dropout_seed=3,
+    )  # fmt: skip
+    d_output, d_logsumexp = vectors(2, 2, 40, 5, seed=3), vectors(2, 2, 40, seed=4)
+    found = []
+    for backend in (triton, chunked):
+        output, *kept = backend.forward(qk, v, buckets, mask, options)
+        gradients = backend.backward(qk, v, buckets, mask, output, *kept[1:], options, d_output, d_logsumexp)
+        found.append([output, *kept, *gradients])
+        for x in (output, *gradients):
+            assert (x[mask[:, None].expand(2, 2, 40)] == 0).all()
+    for one, two in zip(*found, strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=1e-12)
 
 
 @needs_triton
