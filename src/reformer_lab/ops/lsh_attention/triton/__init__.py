@@ -19,7 +19,7 @@ from reformer_lab.ops.softmax import accumulation_dtype
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 MAX_WIDTH = 128
 # Sequences (an example and head each) are taken together as long as what they need beside the tensors of the call stays
-# below this; one sequence at least. A million tokens of width 64 in four rounds need 0.8 GB.
+# below this; one sequence at least. 1,048,576 tokens of width 64 in four rounds need 0.75 GB.
 SCRATCH_BYTES = 1 << 30
 # Places and positions are 32-bit numbers, and so is a chunk's end.
 MAX_LENGTH = 2**29
@@ -30,7 +30,7 @@ MAX_CODE = 2**31 - 1
 def unusable(device: torch.device | None = None, dtype: torch.dtype | None = None, width: int | None = None) -> str | None:
     """Return why the backend cannot be used for such tensors, or at all, and None if it can."""
     if importlib.util.find_spec("triton") is None:
-        return "triton is not installed; on Linux: pip install reformer-lab[triton]"
+        return "triton is not installed (pip install triton, on Linux)"
     if os.environ.get("TRITON_INTERPRET") != "1":
         if device is not None and device.type != "cuda":
             return f"it computes on GPUs, the tensors are on {device}"
