@@ -38,7 +38,7 @@ attention() {
   rm "$folder/part.csv" "$folder/rows.csv"
 }
 
-step machine "$python" -m reformer_lab env
+step machine "$python" -c 'import torch, triton; print(torch.cuda.get_device_name(), "torch", torch.__version__, "triton", triton.__version__)'
 step kernels kernel_tests tests/ops/test_lsh_triton.py
 for length in $lengths; do step "attention $length" attention "$length"; done
 step figure "$python" -m reformer_lab bench figure "$folder/attention.csv" --figure "$folder/attention.svg"

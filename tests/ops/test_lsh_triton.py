@@ -206,7 +206,8 @@ def test_tied_vectors_zero_vectors_and_bucket_ids_far_apart() -> None:
 @needs_triton
 def test_window_wider_than_the_sequence_and_codes_of_64_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     qk, v = vectors(1, 1, 70, 4, seed=1), vectors(1, 1, 70, 4, seed=2)
-    assert_as_the_reference(qk, v, num_hashes=2, chunk_length=8, chunks_before=10**12)
+    assert_as_the_reference(qk, v, num_hashes=2, chunk_length=8, chunks_before=2**62)
+    assert_as_the_reference(qk, v, num_hashes=2, chunk_length=2**62, chunks_after=1, causal=False)
     monkeypatch.setattr(triton, "MAX_CODE", 100)
     assert_as_the_reference(qk, v, num_hashes=2, chunk_length=8)
 
