@@ -2,6 +2,7 @@
 # make test        install, check the style and the types, run all tests
 # make test-all    the same and the tests that need environments of their own
 # make bench       the published comparison with transformers and reformer-pytorch (an hour or two on 2 cores; see docs/benchmarks.md)
+# make gpu         on a machine with an NVIDIA GPU: the kernels' tests and the benchmarks there; results go to OUT=...
 # make clean       remove what the two made, but no results
 
 PYTHON ?= python3
@@ -9,6 +10,7 @@ VENV ?= .venv
 SCALE ?= quick
 OUTPUT ?= reproduction/$(SCALE)
 PEERS_VENV ?= .venv-peers
+TRITON_VENV ?= .venv-triton
 BENCH_OUTPUT ?= results/benchmarks
 BENCH_LENGTHS ?= 1k,2k,4k,8k,16k,32k,64k
 BENCH_SECONDS ?= 300
@@ -17,7 +19,7 @@ bench_files = --csv $(BENCH_OUTPUT)/$(1).csv --figure $(BENCH_OUTPUT)/$(1).svg
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: reproduce test test-all lint bench bench-gpu bench-environment clean
+.PHONY: reproduce test test-all test-triton lint bench bench-gpu bench-environment gpu clean
 
 reproduce: $(VENV)/.installed
 	$(BIN)/reformer-lab reproduce --scale $(SCALE) --output $(OUTPUT)
@@ -25,7 +27,14 @@ reproduce: $(VENV)/.installed
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q --durations=10
 
-test-all: test
+test-all: test test-triton
+
+# The kernels for GPUs in triton's interpreter, and compiled for a GPU that need not be there. triton exists for Linux alone.
+test-triton: $(TRITON_VENV)/.installed
+	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(TRITON_VENV)/bin/python -m pytest tests/ops/test_lsh_triton.py -n 2 --dist worksteal -q --durations=5
+
+gpu:
+	PYTHON=$(PYTHON) scripts/gpu.sh $(OUT)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -64,5 +73,11 @@ $(PEERS_VENV)/.installed: pyproject.toml constraints-peers.txt
 	$(PEERS_VENV)/bin/python -m pip check
 	touch $@
 
+$(TRITON_VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(TRITON_VENV)
+	$(TRITON_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[test,triton]"
+	$(TRITON_VENV)/bin/python -m pip check
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(PEERS_VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PEERS_VENV) $(TRITON_VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

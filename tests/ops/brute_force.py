@@ -4,6 +4,7 @@ Also the naive dense formula in any precision, and the rule by which fast result
 """
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,9 @@ import torch
 from torch import Tensor
 
 from reformer_lab.ops.lsh_attention import unusable
+
+DEVICE = torch.device(os.environ.get("REFORMER_LAB_TEST_DEVICE", "cpu"))
+"""Where the tests of LSH attention compute: "cuda" on a machine with a GPU (scripts/gpu.sh)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,13 +138,14 @@ def assert_as_exact_as_naive(fast: Tensor, same_precision: Tensor, exact: Tensor
 
 def vectors(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
     """Return standard normal numbers that follow from the shape and the seed."""
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu").to(DEVICE, dtype)
 
 
 def random_buckets(batch: int, heads: int, rounds: int, length: int, num_buckets: int, seed: int = 0) -> Tensor:
     """Return bucket ids (batch, heads, rounds, length)."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(num_buckets, (batch, heads, rounds, length), generator=generator)
+    return torch.randint(num_buckets, (batch, heads, rounds, length), generator=generator, device="cpu").to(DEVICE)
 
 
 def padding_mask(kind: str, batch: int, length: int, seed: int = 0) -> Tensor | None:
@@ -148,20 +153,20 @@ def padding_mask(kind: str, batch: int, length: int, seed: int = 0) -> Tensor | 
     if kind == "none":
         return None
     generator = torch.Generator().manual_seed(seed)
-    mask = torch.zeros(batch, length, dtype=torch.bool)
+    mask = torch.zeros(batch, length, dtype=torch.bool, device="cpu")
     for b in range(batch):
-        some = int(torch.randint(length + 1, (), generator=generator))
+        some = int(torch.randint(length + 1, (), generator=generator, device="cpu"))
         if kind == "right":
             mask[b, length - some :] = True
         elif kind == "left":
             mask[b, :some] = True
         elif kind == "random":
-            mask[b] = torch.rand(length, generator=generator) < 0.4
+            mask[b] = torch.rand(length, generator=generator, device="cpu") < 0.4
         elif kind == "row":
             mask[b] = b == batch - 1
-    return mask
+    return mask.to(DEVICE)
 
 
 def usable(*backends: str) -> tuple[str, ...]:
-    """Return those of the backends that can be used here; where "native" cannot, test_lsh_native.py skips and says why."""
-    return tuple(name for name in backends if unusable(name) is None)
+    """Return those of the backends that can be used here; their own files of tests, where they cannot, skip and say why."""
+    return tuple(name for name in backends if unusable(name, DEVICE) is None)

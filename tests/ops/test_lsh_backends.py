@@ -13,7 +13,7 @@ from torch import Tensor
 from reformer_lab.ops import draw_rotations, lsh_attention
 from reformer_lab.ops.lsh_attention import chunked
 
-FAST_BACKENDS = usable("torch", "native")
+FAST_BACKENDS = usable("torch", "native", "triton")
 LIMIT = 1e-9
 
 

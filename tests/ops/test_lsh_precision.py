@@ -4,14 +4,14 @@ from typing import Any
 
 import pytest
 import torch
-from brute_force import assert_as_exact_as_naive, naive, padding_mask, random_buckets, usable, vectors
+from brute_force import DEVICE, assert_as_exact_as_naive, naive, padding_mask, random_buckets, usable, vectors
 from torch import Tensor
 
 from reformer_lab.ops import lsh_attention
 from reformer_lab.ops.lsh_attention.options import LSHOptions
 from reformer_lab.ops.lsh_attention.reference import count_rounds
 
-FAST_BACKENDS = usable("torch", "native")
+FAST_BACKENDS = usable("torch", "native", "triton")
 ROUNDS, NUM_BUCKETS, CHUNK = 4, 8, 16
 
 
@@ -79,7 +79,7 @@ def test_half_precision_under_autocast_equals_that_without(backend: str) -> None
 
     def call(enabled: bool) -> tuple[Tensor, ...]:
         a, b = qk.clone().requires_grad_(), v.clone().requires_grad_()
-        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=enabled):
             output = lsh_attention(a, b, chunk_length=8, backend=backend).output
             if backend != "reference":  # its backward pass is autograd's own, which autocast does reach
                 output.sum().backward()

@@ -13,7 +13,7 @@ from reformer_lab.errors import UserError
 from reformer_lab.ops import draw_rotations, lsh_attention
 from reformer_lab.ops.lsh_attention import PRESETS, chunked
 
-BACKENDS = usable("reference", "torch", "native")
+BACKENDS = usable("reference", "torch", "native", "triton")
 KINDS: dict[str, dict[str, Any]] = {
     "chunk": {}, "cross": {"cross_bucket": True}, "bucket": {"coverage": "bucket"},
 }  # fmt: skip
@@ -159,7 +159,7 @@ def test_draws_come_from_the_generator_alone(backend: str) -> None:
 
 @pytest.mark.usefixtures("global_random_state")
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("backend", usable("torch", "native"))
+@pytest.mark.parametrize("backend", usable("torch", "native", "triton"))
 def test_same_bits_twice(backend: str, kind: str) -> None:
     def call() -> list[torch.Tensor]:
         qk = vectors(2, 4, 200, 16, seed=1, dtype=torch.float32).requires_grad_()
@@ -183,7 +183,7 @@ def test_rotations_are_independent_for_examples_and_heads() -> None:
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
-@pytest.mark.parametrize("backend", usable("torch", "native"))
+@pytest.mark.parametrize("backend", usable("torch", "native", "triton"))
 def test_dropout_keeps_the_mean_and_is_one_mask_for_all_rounds(backend: str, p: float) -> None:
     """One bucket in every round: a pair that is dropped must be dropped in each, or the union would still see it."""
     qk, v = torch.zeros(1, 1, 400, 4, dtype=torch.float64), torch.eye(400, dtype=torch.float64)[None, None]

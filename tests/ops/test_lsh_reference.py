@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from reformer_lab.ops import lsh_attention, shared_qk_attention
 
-BACKENDS = usable("reference", "torch", "native")
+BACKENDS = usable("reference", "torch", "native", "triton")
 
 
 def options_of(sets: Sets) -> dict[str, object]:

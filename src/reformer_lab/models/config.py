@@ -65,7 +65,7 @@ class ReformerConfig:
     share_rotations: bool = False
     """One set of hash rotations for all examples of a batch instead of one for each."""
     lsh_backend: str = "auto"
-    """Backend of `ops.lsh_attention`: "auto", "reference", "torch"."""
+    """Backend of `ops.lsh_attention`: "auto", "reference", "torch", "native", "triton"."""
 
     local_chunk_length: int = 64
     """Chunk of local attention."""

@@ -75,7 +75,8 @@ def lsh_attention(
             global generator is never used. A host generator avoids a synchronisation with the GPU.
         rotations: (batch or 1, heads or 1, d_head, num_hashes, half the sum of the factors), instead of drawn ones.
         buckets: (batch, heads, num_hashes, length) int64, instead of hashing: replays an earlier result.
-        backend: a name in `BACKENDS`, or "auto": "native" on a CPU where it can be used, otherwise "torch".
+        backend: a name in `BACKENDS`, or "auto": "native" on a CPU and "triton" on a GPU where they can be
+            used, otherwise "torch".
 
     A token attends to itself only if it can see nothing else in any round; a row that sees nothing at all gives output 0
     and logsumexp -inf. Softmax and logsumexp are computed in fp32 or better.

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from reformer_lab.errors import UserError
 from reformer_lab.ops import hashing
-from reformer_lab.ops.lsh_attention import chunked, native
+from reformer_lab.ops.lsh_attention import chunked, native, triton
 from reformer_lab.ops.lsh_attention.options import LSHOptions
 from reformer_lab.ops.softmax import accumulation_dtype
 
@@ -39,27 +39,33 @@ class Backend(Protocol):
         """Return the gradients of qk and v."""
 
 
-FAST_BACKENDS: dict[str, Backend] = {"torch": chunked, "native": native}
+FAST_BACKENDS: dict[str, Backend] = {"torch": chunked, "native": native, "triton": triton}
 BACKENDS = ("reference", *FAST_BACKENDS)
 
 
-def unusable(backend: str, device: torch.device | None = None, dtype: torch.dtype | None = None) -> str | None:
-    """Return in one line why a backend cannot be used for such tensors, or at all; None if it can."""
+def unusable(
+    backend: str, device: torch.device | None = None, dtype: torch.dtype | None = None, width: int | None = None
+) -> str | None:
+    """Return in one line why a backend cannot be used for such tensors, or at all; None if it can. width: the widest head."""
     if backend not in BACKENDS:
         return f"there is no such backend; choose from {', '.join(BACKENDS)}"
+    if backend == "triton":
+        return triton.unusable(device, dtype, width)
     return native.unusable(device, dtype) if backend == "native" else None
 
 
-def choose_backend(backend: str, device: torch.device, dtype: torch.dtype) -> str:
+def choose_backend(backend: str, device: torch.device, dtype: torch.dtype, width: int | None = None) -> str:
     """Return the name of the backend that computes such tensors when `backend`, "auto" or a name, is asked for."""
     if backend == "auto":
-        return "native" if device.type == "cpu" and unusable("native", device, dtype) is None else "torch"
+        fast = {"cpu": "native", "cuda": "triton"}.get(device.type, "torch")
+        return fast if unusable(fast, device, dtype, width) is None else "torch"
     if backend not in BACKENDS:
         raise UserError(f"backend={backend!r}: must be auto or one of {', '.join(BACKENDS)}")
-    why_not = unusable(backend, device, dtype)
+    why_not = unusable(backend, device, dtype, width)
     if why_not is not None:
         raise UserError(f"backend={backend!r} cannot be used: {why_not}")
     return backend
+
 
 # The operators take the fields of LSHOptions one by one, after the name of the backend, which may be "auto": the choice is made
 # inside, where no compiler looks. `custom_op` would be shorter, but loads torch's compiler at the first call: a second or two.
@@ -77,8 +83,8 @@ def _options(values: tuple[Any, ...]) -> LSHOptions:
     return LSHOptions(**dict(zip(_FIELDS, values, strict=True)))
 
 
-def _module(backend: str, x: Tensor) -> Backend:
-    return FAST_BACKENDS[choose_backend(backend, x.device, x.dtype)]
+def _module(backend: str, qk: Tensor, v: Tensor) -> Backend:
+    return FAST_BACKENDS[choose_backend(backend, qk.device, qk.dtype, max(qk.shape[-1], v.shape[-1]))]
 
 
 def attend(
@@ -98,7 +104,7 @@ def hash_vectors(backend: str, x: Tensor, rotations: Tensor, factors: tuple[int,
 
 @torch.library.impl(_HASH, ("cpu", "cuda"))
 def _hash(x: Tensor, rotations: Tensor, factors: Sequence[int], backend: str) -> Tensor:
-    chosen = choose_backend(backend, x.device, x.dtype)
+    chosen = choose_backend(backend, x.device, x.dtype, x.shape[-1])
     compute = getattr(FAST_BACKENDS.get(chosen), "hash_vectors", hashing.hash_vectors)
     result: Tensor = compute(x, rotations, tuple(factors))
     return result
@@ -114,7 +120,7 @@ def _attention(
     qk: Tensor, v: Tensor, buckets: Tensor, padding: Tensor | None, backend: str, *options: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     with torch.autocast(qk.device.type, enabled=False):
-        return _module(backend, qk).forward(qk, v, buckets, padding, _options(options))
+        return _module(backend, qk, v).forward(qk, v, buckets, padding, _options(options))
 
 
 @torch.library.register_fake(_ATTENTION)
@@ -131,7 +137,7 @@ def _gradients(
     d_output: Tensor, d_logsumexp: Tensor, backend: str, *options: Any,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     with torch.autocast(qk.device.type, enabled=False):  # whoever asks for gradients may be under one
-        return _module(backend, qk).backward(
+        return _module(backend, qk, v).backward(
             qk, v, buckets, padding, output, maximum, total, _options(options), d_output, d_logsumexp
         )
 
