@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from reformer_lab.errors import UserError
 from reformer_lab.models.language_model import ReformerLM
-from reformer_lab.ops.hashing import draw_rotations
+from reformer_lab.ops.random import Draws
 
 STRICTLY_CAUSAL: dict[str, dict[str, Any]] = {
     "local": {"attention": ("local",)},
@@ -153,11 +153,13 @@ def test_layers_hash_with_rotations_of_their_own() -> None:
     model, tokens = ReformerLM(config_of(num_layers=3, dropout=0.0)), tokens_of(batch=3)
     with pytest.MonkeyPatch.context() as patch:
 
+        normal = Draws.normal
+
         def draw(*arguments: Any) -> torch.Tensor:
-            seen.append(draw_rotations(*arguments))
+            seen.append(normal(*arguments))
             return seen[-1]
 
-        patch.setattr("reformer_lab.layers.attention.draw_rotations", draw)
+        patch.setattr(Draws, "normal", draw)
         for _ in range(2):
             model(tokens)
         shapes = {rotations.shape for rotations in seen}

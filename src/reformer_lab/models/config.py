@@ -13,6 +13,10 @@ AttentionKind = Literal["full", "local", "lsh"]
 PositionKind = Literal["axial", "learned", "sinusoidal", "none"]
 
 
+ADDED_FIELDS = ("projection_chunk_length", "heads_at_once")
+"""Left out where they are None: a run that was recorded before they existed keeps its identity."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ReformerConfig:
     """Shape and arithmetic of a `ReformerLM`. Lengths are in tokens; every field is checked here, once."""
@@ -193,7 +197,11 @@ class ReformerConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON can hold them."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in asdict(self).items()
+            if not (value is None and name in ADDED_FIELDS)
+        }
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> "ReformerConfig":
