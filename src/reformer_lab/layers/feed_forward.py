@@ -9,7 +9,8 @@ from reformer_lab.errors import UserError
 from reformer_lab.ops.chunking import chunked_apply
 from reformer_lab.ops.random import CallSeeds, Draws, dropout
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": functional.relu, "gelu": functional.gelu}
+# In place where the gradient needs the result alone: what comes in is this layer's own.
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": functional.relu_, "gelu": functional.gelu}
 
 
 class ChunkedFeedForward(nn.Module):
