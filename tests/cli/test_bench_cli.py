@@ -118,7 +118,7 @@ def test_bench_step(made_up_times: list[Mapping[str, Any]], tmp_path: Path, monk
     assert "failed (ValueError: what it said)" in capsys.readouterr().out
     ours, theirs, _ = csv.DictReader(path.open())
     assert (ours["contender"], theirs["contender"], ours["against"]) == ("reformer-lab", "transformers", "transformers")
-    assert (ours["ff_chunk_length"], theirs["ff_chunk_length"]) == ("2048", "")
+    assert (ours["ff_chunk_length"], theirs["ff_chunk_length"]) == ("1024", "")
 
 
 def test_bench_scaling(made_up_times: list[Mapping[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,7 +32,7 @@ COLUMNS = ("contender", "version", "model", "length", "status", "tokens_per_seco
 MODEL = ReformerConfig(
     vocab_size=258, d_model=512, d_ff=2048, num_layers=6, num_heads=8, d_head=64, max_length=16384, attention=("local", "lsh"),
     num_hashes=4, chunk_length=64, local_chunk_length=64, positions="axial", axial_shape=(128, 128), axial_dims=(128, 384),
-    dropout=0.0, ff_chunk_length=2048, loss_chunk_length=2048,
+    dropout=0.0, ff_chunk_length=1024, loss_chunk_length=1024,
 )  # fmt: skip
 """The model of the published comparison, without a preset."""
 

@@ -80,8 +80,8 @@ def crime_and_punishment() -> ReformerConfig:
     return ReformerConfig(
         vocab_size=320, d_model=256, d_ff=512, num_layers=6, num_heads=2, d_head=64, max_length=524288,
         attention=("local", "lsh"), num_hashes=1, num_buckets=(64, 128), chunk_length=64, local_chunk_length=64,
-        positions="axial", axial_shape=(512, 1024), axial_dims=(64, 192), dropout=0.05, ff_chunk_length=4096,
-        projection_chunk_length=4096, heads_at_once=1, loss_chunk_length=4096,
+        positions="axial", axial_shape=(512, 1024), axial_dims=(64, 192), dropout=0.05, ff_chunk_length=2048,
+        projection_chunk_length=2048, heads_at_once=1, loss_chunk_length=2048,
     )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ draws by seed, so no generator state is saved and the global generators are neve
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -90,11 +91,27 @@ class CallSeeds:
 
 
 def dropout(x: Tensor, p: float, generator: torch.Generator) -> Tensor:
-    """Zero each element with probability p and scale the others by 1 / (1 - p), by a generator on x's device."""
-    if p == 0.0:
-        return x
+    """Zero each element with probability p and scale the others by 1 / (1 - p), by a generator on x's device.
+
+    The mask is drawn again for the backward pass, not kept.
+    """
+    return x if p == 0.0 else _Dropout.apply(x, p, generator)
+
+
+class _Dropout(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, p: float, generator: torch.Generator) -> Tensor:
+        ctx.p, ctx.device, ctx.state = p, generator.device, generator.get_state()
+        return _drop(x, p, generator)
+
+    @staticmethod
+    def backward(ctx: Any, d_output: Tensor) -> tuple[Tensor, None, None]:
+        return _drop(d_output, ctx.p, torch.Generator(ctx.device).set_state(ctx.state)), None, None
+
+
+def _drop(x: Tensor, p: float, generator: torch.Generator) -> Tensor:
     keep = torch.empty(x.shape, dtype=torch.bool, device=x.device).bernoulli_(1 - p, generator=generator)
-    return x * keep * (1 / (1 - p))
+    return (x * keep).mul_(1 / (1 - p))
 
 
 def draw_seed(generator: torch.Generator) -> int:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 
 from reformer_lab.ops.chunking import recompute
 from reformer_lab.ops.random import Draws
@@ -183,15 +184,19 @@ class ResidualInStages(Residual):
         with torch.no_grad(), torch.autocast(**gradients.autocast):
             middle = self._middle(group, read)
         mixed, leaves = gradients.run(_with(group.mix, self._own(draws, index)), *middle)
-        d_mixed = torch.empty_like(mixed)
-        rows = zip(*(_split(x, self.chunk_length, 2) for x in (mixed.detach(), d_mixed)), strict=True)
-        streams = _pieces(self.chunk_length, written, d_written)
-        for i, ((mixed_piece, d_piece), (written_piece, d_out)) in enumerate(zip(rows, streams, strict=True)):
+        # The end of the graph without the tensor: its memory is free once the pieces are through.
+        end, d_mixed = get_gradient_edge(mixed), torch.empty_like(mixed)
+        rows = list(zip(*(_split(x, self.chunk_length, 2) for x in (mixed.detach(), d_mixed)), strict=True))
+        del mixed
+        rows.reverse()
+        for i, (written_piece, d_out) in enumerate(_pieces(self.chunk_length, written, d_written)):
+            mixed_piece, d_piece = rows.pop()
             after = _with(group.after, draws.part(i))
             change, (gradient,) = gradients.take(after, (mixed_piece,), self.parameters, (d_out,))
             written_piece -= change
             d_piece.copy_(gradient)
-        return torch.autograd.grad(mixed, leaves, d_mixed)
+        del mixed_piece, d_piece
+        return torch.autograd.grad((end,), leaves, (d_mixed,))
 
     def _mixed(self, index: int, x: Tensor, draws: Draws) -> Tensor:
         group = self.groups[index]
