@@ -1,5 +1,7 @@
 """Draws that can be replayed, and the hash that says which attention weights dropout keeps."""
 
+from typing import Any
+
 import pytest
 import torch
 from brute_force import vectors
@@ -82,3 +84,13 @@ def test_seeds_come_from_the_generator() -> None:
     seeds = [draw_seed(generator) for _ in range(5)]
     assert len(set(seeds)) == 5
     assert all(0 <= seed < 2**31 for seed in seeds)
+
+
+def test_dropout_draws_its_mask_again_for_the_gradient(saved_bytes: Any) -> None:
+    x = torch.ones(50, 40).requires_grad_()
+    output = dropout(x, 0.3, torch.Generator().manual_seed(1))
+    output.sum().backward()
+    assert x.grad is not None
+    assert torch.equal(x.grad, output.detach())  # of ones: the mask over 1 - p
+    assert 0.2 < (output == 0).float().mean() < 0.4
+    assert saved_bytes(lambda: dropout(x, 0.3, torch.Generator().manual_seed(1))) == 0
