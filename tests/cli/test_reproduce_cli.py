@@ -64,6 +64,18 @@ def test_folders_that_cannot_be_used(capsys: pytest.CaptureFixture[str], tmp_pat
     assert "holds no results" in error_of(capsys, "report", str(tmp_path / "mine"))
 
 
+def test_data_are_asked_for_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("REFORMER_LAB_DATA", "")
+    error = error_of(capsys, "reproduce", "--scale", "small", "--only", "depth,table2")
+    assert "books.zip is not here, which depth at the scale small is trained on" in error
+    assert "--data" in error
+    assert list(tmp_path.iterdir()) == []
+    assert "no such folder" in error_of(capsys, "reproduce", "--scale", "small", "--data", "nowhere")
+
+
 def test_what_reproduce_asks_of_the_engine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

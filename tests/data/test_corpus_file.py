@@ -5,6 +5,7 @@ import os
 import tarfile
 import time
 import zipfile
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -211,3 +212,16 @@ def test_cache_that_cannot_be_written(tmp_path, monkeypatch):
     plain = pack(tmp_path / "text", "plain", b"abc")
     with pytest.warns(UserWarning, match="read anew each time"):
         assert open_corpus_file(plain).num_characters == 3
+
+
+def test_a_name_without_a_folder_is_looked_for_among_the_users_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "data").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("REFORMER_LAB_DATA", str(tmp_path / "data"))
+    (tmp_path / "data" / "novel.txt").write_text("from the data")
+    assert open_corpus_file("novel.txt").num_bytes == 13
+    Path("novel.txt").write_text("nearer")
+    assert open_corpus_file("novel.txt").num_bytes == 6
+    with pytest.raises(UserError, match=r"other\.txt does not exist"):
+        open_corpus_file("other.txt")

@@ -1,6 +1,9 @@
 """What a suite runs: each arm once, the longest first."""
 
 import dataclasses
+from pathlib import Path
+
+import pytest
 
 from reformer_lab.experiments.claim import Arm
 from reformer_lab.experiments.registry import EXPERIMENTS, get_experiments
@@ -39,3 +42,18 @@ def test_cost_grows_with_what_a_run_does() -> None:
     assert isinstance(run, RunConfig)
     assert training_cost(dataclasses.replace(run, steps=2 * run.steps)) == 2 * training_cost(run)
     assert training_cost(EXPERIMENTS["speed"].arms("quick")[0].run) == 0
+
+
+def test_data_that_are_not_here_are_named_with_who_wants_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("REFORMER_LAB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("REFORMER_LAB_DATA", str(tmp_path / "texts"))
+    plan = make_plan(get_experiments(["table2", "shared_qk", "depth", "memory"]), "small")
+    assert plan.missing_data == {"books.zip": ("shared_qk", "depth")}
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "books.zip").touch()
+    assert plan.missing_data == {}
+    assert make_plan(get_experiments(["depth"]), "gpu").missing_data == {"enwik8": ("depth",)}
+    (tmp_path / "cache" / "enwik8").mkdir(parents=True)
+    (tmp_path / "cache" / "enwik8" / "enwik8.zip").touch()
+    assert make_plan(get_experiments(["depth"]), "gpu").missing_data == {}

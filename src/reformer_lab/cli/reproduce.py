@@ -1,6 +1,7 @@
 """`reformer-lab reproduce`: runs the paper's experiments and ends in a report."""
 
 import argparse
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -12,7 +13,8 @@ the same command goes on from there. A finished run is never run again.
 examples:
   reformer-lab reproduce --scale smoke                    # a minute: does everything run here?
   reformer-lab reproduce --scale quick                    # about 15 minutes on 2 CPU cores
-  reformer-lab reproduce --scale small --only table2,hash_rounds --output results/small
+  reformer-lab reproduce --scale small --only table2,memory --output results/small
+  reformer-lab reproduce --scale small --data ~/texts     # the folder that holds books.zip
 """
 
 
@@ -23,6 +25,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--scale", default="quick", help="smoke, quick, small, gpu or paper (%(default)s)")
     parser.add_argument("--only", metavar="NAMES", help="experiments, separated by commas (all; see `reformer-lab list`)")
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder of runs, results and report (reproduction/SCALE)")
+    parser.add_argument("--data", type=Path, metavar="DIR",
+                        help="where the data that a scale names are looked for ($REFORMER_LAB_DATA, or the current folder)")
     parser.add_argument("--workers", type=int, metavar="N",
                         help="trainings at once (one for each processor; one where there is a GPU)")
     arguments = parser.parse_args(argv)
@@ -30,12 +34,17 @@ def main(argv: list[str]) -> int:
     from reformer_lab.errors import UserError
     from reformer_lab.experiments.claim import check_scale
     from reformer_lab.experiments.registry import get_experiments
+    from reformer_lab.folders import DATA_VARIABLE
 
     scale = check_scale(arguments.scale)
     names = None if arguments.only is None else [name for name in arguments.only.replace(" ", "").split(",") if name]
     experiments = get_experiments(names)
     if arguments.workers is not None and arguments.workers < 1:
         raise UserError(f"--workers {arguments.workers}: must be at least 1")
+    if arguments.data is not None:
+        if not arguments.data.is_dir():
+            raise UserError(f"--data {arguments.data}: no such folder")
+        os.environ[DATA_VARIABLE] = str(arguments.data.resolve())  # the workers inherit it
     output: Path = arguments.output or Path("reproduction") / scale
 
     from reformer_lab.cli.report import print_report
@@ -43,7 +52,13 @@ def main(argv: list[str]) -> int:
     from reformer_lab.runner.plan import make_plan
 
     command = shlex.join(["reformer-lab", "reproduce", *argv])
-    outcome = run_suite(make_plan(experiments, scale), output, workers=arguments.workers, command=command)
+    plan = make_plan(experiments, scale)
+    for path, wanting in plan.missing_data.items():
+        raise UserError(f"{path} is not here, which {', '.join(wanting)} at the scale {scale} is trained on: "
+                        + ("run `reformer-lab data download enwik8` once" if path == "enwik8"
+                           else "give the folder that holds it with --data")
+                        + ", or name other experiments with --only")
+    outcome = run_suite(plan, output, workers=arguments.workers, command=command)
     print_report(output)
     for label, error in outcome.failed.items():
         print(f"reformer-lab: {label} failed: {error}; the same command tries it again", file=sys.stderr)

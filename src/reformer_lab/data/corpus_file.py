@@ -24,6 +24,7 @@ import numpy as np
 
 from reformer_lab.data.cache import entry_folder, file_signature, new_file, read_index, sample_digest, write_index
 from reformer_lab.errors import UserError
+from reformer_lab.folders import find_data
 
 BLOCK = 1 << 18
 """Bytes that are read at once, and that each entry of the index of characters covers. An index of other blocks does not
@@ -126,7 +127,7 @@ def stored_corpus(identity: str, signature: str, name: str) -> CorpusFile | None
 def _recognised(path: Path) -> tuple[Path, str | None]:
     """Return the path, and the packing by the first bytes, if it is a file that can be read."""
     try:
-        source = path.expanduser()
+        source = find_data(path)
         source.stat()
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path} does not exist: check the path, or leave it out to use the embedded corpus") from None

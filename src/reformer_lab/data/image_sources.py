@@ -18,6 +18,7 @@ import numpy as np
 
 from reformer_lab.data.cache import file_signature
 from reformer_lab.errors import UserError
+from reformer_lab.folders import find_data
 
 Split = Literal["train", "validation", "test"]
 
@@ -107,7 +108,7 @@ class ArrayImages(ImageSource):
 
 def open_source(path: str | Path) -> ImageSource:
     """Return the images at a path. Raises UserError if there are none, or the archive is damaged."""
-    source = Path(os.path.expanduser(path))
+    source = find_data(path)
     if os.path.isdir(source):  # Path.is_dir raises for names that the system refuses
         return _open_folder(source)
     if not os.path.isfile(source):

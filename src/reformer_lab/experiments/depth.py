@@ -1,14 +1,19 @@
 """C9: are deeper Reformers better?"""
 
-import math
-
 from reformer_lab.experiments.claim import Arm, Experiment, ExperimentResults, Scale, Verdict
 from reformer_lab.experiments.claims import C9
-from reformer_lab.experiments.judging import BITS, falls, final_table, learning_curves, mean_of, signed, verdict
+from reformer_lab.experiments.judging import (
+    BITS,
+    change_per_doubling,
+    falls,
+    final_table,
+    learning_curves,
+    mean_of,
+    signed,
+    verdict,
+)
 from reformer_lab.experiments.ladder import FEW_SEEDS, SETTINGS, context, lsh_arms, setting_of
-from reformer_lab.reporting.records import MissingResult
 from reformer_lab.reporting.section import Figure, Section, Series
-from reformer_lab.reporting.statistics import Estimate, mean_interval, slope
 
 SLACK_BITS = 0.01
 """Bits per byte and doubling of the depth that count as no change."""
@@ -26,23 +31,10 @@ def arms(scale: Scale) -> tuple[Arm, ...]:
                  for arm in lsh_arms(scale, setting.reformer_rounds, name=arm_name(depth), num_layers=depth))
 
 
-def change_per_doubling(results: ExperimentResults) -> Estimate:
-    """Return the slope of bits per byte over log2 of the depth, one slope for each seed that finished every depth."""
-    depths = setting_of(results).depths
-    by_seed: dict[int, dict[int, float]] = {}
-    for depth in depths:
-        for record in results.require(arm_name(depth)):
-            by_seed.setdefault(record.seed, {})[depth] = float(record.value(*BITS))
-    whole = [bits for bits in by_seed.values() if len(bits) == len(depths)]
-    if not whole:
-        raise MissingResult("no seed finished every depth")
-    return mean_interval([slope([math.log2(depth) for depth in bits], list(bits.values())).value for bits in whole])
-
-
 def judge(results: ExperimentResults) -> tuple[Verdict, ...]:
     """Judge C9 by the change per doubling of the depth."""
-    change = change_per_doubling(results)
     setting = setting_of(results)
+    change = change_per_doubling(results, {depth: (arm_name(depth), BITS) for depth in setting.depths})
     text = "on enwik8" if setting.data.path == "enwik8" else "not on enwik8"
     summary = (f"only \"deeper is better\" is judged, {setting.depths[0]} to {setting.depths[-1]} layers, {text}: "
                f"{signed(change)} bits per byte for each doubling of the depth")

@@ -1,5 +1,6 @@
-"""What the experiments' judges and pages share: paired differences, verdicts, curves."""
+"""What the experiments' judges and pages share: paired differences, trends, verdicts, curves."""
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -8,7 +9,7 @@ from typing import Any
 from reformer_lab.experiments.claim import Claim, ExperimentResults, Outcome, Verdict
 from reformer_lab.reporting.records import MissingResult, Record
 from reformer_lab.reporting.section import Series, Table
-from reformer_lab.reporting.statistics import Estimate, mean_interval
+from reformer_lab.reporting.statistics import Estimate, mean_interval, slope
 
 BITS = ("evaluations", "own", "bits")
 """Where a training run's final bits per token are."""
@@ -75,6 +76,22 @@ def together(*parts: bool | None) -> bool | None:
     if False in parts:
         return False
     return None if None in parts else True
+
+
+def change_per_doubling(results: ExperimentResults, values: Mapping[int, tuple[str, Sequence[str]]]) -> Estimate:
+    """Return the trend of a final value: its least-squares slope over log2 of the keys, one slope for each seed.
+
+    `values`: for each size (depth, rounds) the arm and the path of the value in its final event. Seeds that lack one are
+    left out. Raises MissingResult when none has them all.
+    """
+    by_seed: dict[int, dict[int, float]] = defaultdict(dict)
+    for size, (arm, path) in values.items():
+        for record in results.require(arm):
+            by_seed[record.seed][size] = float(record.value(*path))
+    whole = [found for found in by_seed.values() if len(found) == len(values)]
+    if not whole:
+        raise MissingResult(f"no seed finished all of {', '.join(arm for arm, _ in values.values())}")
+    return mean_interval([slope([math.log2(size) for size in found], list(found.values())).value for found in whole])
 
 
 def signed(estimate: Estimate, digits: int = 3) -> str:

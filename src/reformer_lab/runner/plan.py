@@ -4,7 +4,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from reformer_lab.data import enwik8
 from reformer_lab.experiments.claim import Arm, Experiment, MeasurementConfig, Scale
+from reformer_lab.folders import find_data
 from reformer_lab.reporting.records import ArmEntry
 
 if TYPE_CHECKING:
@@ -33,6 +35,17 @@ class Plan:
         return tuple(sorted(found, key=lambda arm: -training_cost(arm.run)))
 
     @property
+    def missing_data(self) -> dict[str, tuple[str, ...]]:
+        """Names of data that are not here, each with the experiments that ask for it."""
+        found: dict[str, list[str]] = {}
+        for name, entries in self.entries.items():
+            paths = {getattr(getattr(self.arms[entry.id].run, "data", None), "path", None) for entry in entries}
+            for path in sorted(filter(None, paths)):
+                if not data_is_here(path):
+                    found.setdefault(path, []).append(name)
+        return {path: tuple(names) for path, names in found.items()}
+
+    @property
     def measurements(self) -> tuple[Arm, ...]:
         """Measurements, in the order of declaration."""
         return tuple(arm for arm in self.arms.values() if arm.kind == "measurement")
@@ -53,6 +66,13 @@ def make_plan(experiments: Iterable[Experiment], scale: Scale) -> Plan:
             seed = f" seed {arm.seed}" if names.count(arm.name) > 1 else ""
             labels.setdefault(arm.id, f"{experiment.name} {arm.name}{seed}")
     return Plan(scale, chosen, entries, arms, labels)
+
+
+def data_is_here(path: str) -> bool:
+    """Whether a configuration's `data.path` means something that can be opened; its content is not checked."""
+    if path == "enwik8" and enwik8.cached_path().exists():
+        return True
+    return find_data(path).exists()
 
 
 def training_cost(run: "RunConfig | MeasurementConfig") -> float:
