@@ -89,6 +89,7 @@ def test_what_reproduce_asks_of_the_engine(
         return SuiteOutcome(suite, {"table2 LSH-4": "it had to fail"} if len(calls) == 2 else {})
 
     monkeypatch.setattr(engine, "run_suite", run_suite)
+    monkeypatch.setattr(Plan, "missing_data", {})
     monkeypatch.chdir(tmp_path)
     assert main(["reproduce", "--scale", "smoke", "--only", "speed, table2"]) == 0
     out = capsys.readouterr().out
