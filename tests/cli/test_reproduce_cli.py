@@ -103,4 +103,4 @@ def test_what_reproduce_asks_of_the_engine(
                         "reformer-lab reproduce --output 'my results' --workers 3")
     assert main(["report", "reproduction/smoke"]) == 0
     assert "report: reproduction/smoke/report/index.html" in capsys.readouterr().out
-    assert module.HELP.count("reformer-lab reproduce") == 3
+    assert module.HELP.count("reformer-lab reproduce") == 4
