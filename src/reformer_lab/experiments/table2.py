@@ -60,6 +60,8 @@ class Thresholds:
     """Below this LSH-1 in its own setting contradicts the claim."""
 
 
+AT_256 = Thresholds(solved=0.985, solved_by_one_round=0.84, kept=0.935, unsolved_by_one_round=0.72)
+"""Halfway, on the scale of log length, from 64 tokens to 1,024."""
 AT_THE_PAPERS_LENGTH = Thresholds(solved=0.98, solved_by_one_round=0.75, kept=0.92, unsolved_by_one_round=0.65)
 """A little below the paper's own 98.1, 77.9 and 94.8 %."""
 
@@ -111,9 +113,9 @@ SETTINGS: dict[Scale, Setting] = {
     "quick": Setting(model=get_preset("duplication_cpu"), optimizer=_ADAM, steps=1500, batch_size=32, stop_at_accuracy=0.998,
                      threads=1,
                      cuts=_CPU_CUTS.format(length=64, steps="1,500") + " One seed."),
-    "small": Setting(model=get_preset("duplication_cpu").replace(max_length=128, num_buckets=None), optimizer=_ADAM,
-                     steps=2000, batch_size=32, stop_at_accuracy=0.998, seeds=(0, 1, 2), threads=1,
-                     cuts=_CPU_CUTS.format(length=128, steps="2,000")),
+    "small": Setting(model=get_preset("duplication_cpu").replace(max_length=256, num_buckets=None, chunk_length=32),
+                     optimizer=_ADAM, steps=1000, batch_size=16, stop_at_accuracy=0.998, seeds=(0, 1, 2), asked=AT_256,
+                     threads=1, cuts=_CPU_CUTS.format(length=256, steps="1,000")),
     "gpu": Setting(model=get_preset("duplication"), optimizer=_ADAM, steps=6000, batch_size=32, eval_every=250,
                    stop_at_accuracy=0.998, asked=AT_THE_PAPERS_LENGTH,
                    cuts="Adam for at most 6,000 steps instead of Adafactor for 150,000. Learned positions are our choice: "
@@ -231,14 +233,14 @@ EXPERIMENT = Experiment(
     title="The duplication task",
     question="Can a one-layer Transformer with LSH attention copy a random word exactly, and what do rounds at evaluation do?",
     claims=(C7,),
-    criterion="The thresholds depend on the length: below 1,024 tokens (smoke, quick, small) the task is easier than the "
-    "paper's, at 1,024 (gpu, paper) they are a little below the paper's own numbers. Supported if the models trained with "
-    "full attention, LSH-4 and LSH-2 reach 99 % (at 1,024: 98 %) both in their own setting and under full attention (unit "
-    "keys, self as a last resort), the one trained with LSH-1 reaches 93 % (75 %) in both, the one trained with full "
-    "attention keeps 95 % (92 %) at LSH-8, and in every row accuracy rises with the rounds at evaluation (a fall of up to "
-    "0.5 points is noise). Contradicted if one of the first five accuracies is below 90 %, LSH-1's own is below 80 % (65 "
-    "%), full's at LSH-8 is below 80 %, or accuracy falls by more than 2 points with more rounds. All on the test split; "
-    "the validation split decides when a run stops. "
+    criterion="The thresholds depend on the length: at 64 tokens (quick) the task is easier than the paper's, at 1,024 (gpu, "
+    "paper) they are a little below the paper's own numbers, at 256 (small) they are halfway: given here for 64, 256 and "
+    "1,024. Supported if the models trained with full attention, LSH-4 and LSH-2 reach 99 % (98.5 %, 98 %) both in their own "
+    "setting and under full attention (unit keys, self as a last resort), the one trained with LSH-1 reaches 93 % (84 %, 75 %) "
+    "in both, the one trained with full attention keeps 95 % (93.5 %, 92 %) at LSH-8, and in every row accuracy rises with the "
+    "rounds at evaluation (a fall of up to 0.5 points is noise). Contradicted if one of the first five accuracies is below "
+    "90 %, LSH-1's own is below 80 % (72 %, 65 %), full's at LSH-8 is below 80 %, or accuracy falls by more than 2 points with "
+    "more rounds. All on the test split; the validation split decides when a run stops. "
     "The mean over seeds decides; with fewer than three the verdict is called indicative.",
     arms=arms,
     judge=judge,
