@@ -18,7 +18,7 @@ MINUTES: dict[str, dict[Scale, float]] = {
     "shared_qk": {"smoke": 0.2, "quick": 1, "small": 25, "gpu": 15, "paper": 6000},
     "reversible": {"smoke": 0.2, "quick": 1.5, "small": 40, "gpu": 25, "paper": 10_000},
     "hash_rounds": {"smoke": 0.3, "quick": 3, "small": 60, "gpu": 25, "paper": 20_000},
-    "images": {"smoke": 0.3, "small": 75, "gpu": 20, "paper": 40_000},
+    "images": {"smoke": 0.3, "small": 60, "gpu": 20, "paper": 40_000},
     "depth": {"smoke": 0.2, "quick": 2, "small": 45, "gpu": 25, "paper": 60_000},
     "speed": {"smoke": 0.2, "quick": 1.5, "small": 20, "gpu": 5, "paper": 5},
     "memory": {"smoke": 0.7, "quick": 2, "small": 15, "gpu": 5, "paper": 10},
