@@ -27,6 +27,8 @@ def test_list_shows_everything_within_a_second_and_without_torch(capsys: pytest.
     out = capsys.readouterr().out
     for name in (*EXPERIMENTS, *PRESETS, "smoke", "quick", "small", "gpu", "paper"):
         assert name in out
+    (line,) = (line for line in out.splitlines() if line.startswith("images "))
+    assert line.split().count("none") == 1
     assert main(["list", "--claims"]) == 0
     out = capsys.readouterr().out
     assert all(f"C{number} " in out for number in range(1, 14))
@@ -47,6 +49,8 @@ def test_names_that_do_not_exist(capsys: pytest.CaptureFixture[str]) -> None:
     assert "scale 'quik' does not exist; choose one of smoke" in error_of(capsys, "reproduce", "--scale", "quik")
     assert "no experiment was named" in error_of(capsys, "reproduce", "--only", ",")
     assert "--workers 0: must be at least 1" in error_of(capsys, "reproduce", "--workers", "0")
+    assert "images: no runs at the scale quick; choose smoke or small or gpu or paper" in error_of(
+        capsys, "reproduce", "--scale", "quick", "--only", "images")
     with pytest.raises(SystemExit) as caught:
         main(["reproduce", "--scael", "quick"])
     assert caught.value.code == 2

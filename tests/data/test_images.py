@@ -1,3 +1,4 @@
+import io
 import os
 import zipfile
 from itertools import chain
@@ -127,6 +128,67 @@ def test_downsampled_imagenet_archives(tmp_path, monkeypatch, save):
     assert sequences(dataset, "validation") == rows[10:]
     single = ImagesDataset(config(tmp_path / "train_data_batch_1.npz"), seed=0)
     assert single.store.counts == {"train": 4, "validation": 1, "test": 1}
+
+
+def test_the_authors_folders_with_the_size_in_their_names(tmp_path):
+    """As train_64x64.tar and valid_64x64.tar unpack."""
+    train = write_images(tmp_path, [f"train_64x64/{i:07}.png" for i in range(5)])
+    valid = write_images(tmp_path, [f"valid_64x64/{i:07}.png" for i in range(3)], seed=1)
+    dataset = ImagesDataset(config(tmp_path), seed=0)
+    assert sorted(sequences(dataset, "train")) == sorted(train.values())
+    assert sequences(dataset, "validation") == list(valid.values())
+
+
+def test_archives_come_apart_into_images_again(tmp_path):
+    """Ten training archives in folders of their own, as the official .zip files unpack; tokens back to pixels."""
+    rasters = pixels(24)
+    for i in range(10):
+        folder = tmp_path / f"Imagenet64_train_part{1 + i // 5}_npz"
+        folder.mkdir(exist_ok=True)
+        write_archive(folder / f"train_data_batch_{i + 1}.npz", rasters[2 * i : 2 * i + 2])
+    (tmp_path / "Imagenet64_val_npz").mkdir()
+    write_archive(tmp_path / "Imagenet64_val_npz" / "val_data.npz", rasters[20:])
+    dataset = ImagesDataset(config(tmp_path), seed=0)
+    assert dataset.store.counts == {"train": 20, "validation": 4, "test": 0}
+    valid = torch.cat([batch.tokens for batch in dataset.eval_batches("validation", 3)])
+    assert np.array_equal(valid.view(-1, SIDE, SIDE, 3).numpy(), rasters[20:])
+    train = dataset.train_batch(0, 20).tokens.view(-1, SIDE, SIDE, 3).numpy()
+    assert {raster.tobytes() for raster in train.astype(np.uint8)} == {raster.tobytes() for raster in rasters[:20]}
+
+
+def cut_short(path, rasters):
+    """An archive whose list of members is whole and whose array ends early."""
+    buffer = io.BytesIO()
+    np.save(buffer, rasters.transpose(0, 3, 1, 2).reshape(len(rasters), -1))
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("data.npy", buffer.getvalue()[:-7])
+
+
+@pytest.mark.parametrize(("data", "message"), [
+    (np.zeros((3, 4, 4, 3), dtype=np.uint8), r"shape \(3, 4, 4, 3\), expected uint8 of \(N, 3 \* side \* side\)"),
+    (np.zeros((3, LENGTH), dtype=np.int64), "data is int64"),
+    (np.asfortranarray(np.zeros((3, LENGTH), dtype=np.uint8)), "expected uint8"),
+    (np.zeros((3, LENGTH + 1), dtype=np.uint8), r"have 49 values, expected 3 x 4 x 4: is it a downsampled ImageNet"),
+    (None, r"data has 137 bytes for 3 images, expected 144"),
+], ids=["rasters", "int64", "column by column", "width", "cut short"])
+def test_wrong_archives_are_named_with_a_remedy(tmp_path, cache, data, message):
+    path = tmp_path / "train_data_batch_1.npz"
+    if data is None:
+        cut_short(path, pixels(3))
+    else:
+        np.savez(path, data=data)
+    with pytest.raises(UserError, match=message) as caught:
+        ImagesDataset(config(tmp_path), seed=0)
+    assert str(path) in str(caught.value)
+    assert any(remedy in str(caught.value) for remedy in ("fetch it again", "is it a downsampled ImageNet?"))
+    assert not list(cache.rglob("*.data"))
+
+
+def test_archives_of_two_sizes(tmp_path):
+    write_archive(tmp_path / "train_data_batch_1.npz", pixels(3))
+    write_archive(tmp_path / "val_data.npz", pixels(3, side=8))
+    with pytest.raises(UserError, match=r"val_data\.npz have 192 values, expected 3 x 4 x 4: set side=8"):
+        ImagesDataset(config(tmp_path), seed=0)
 
 
 def test_archive_never_unpickles(tmp_path):

@@ -14,6 +14,8 @@ from reformer_lab.experiments.registry import EXPERIMENTS, MINUTES, get_experime
 from reformer_lab.training.config import RunConfig
 from reformer_lab.training.run_folder import differences
 
+WITHOUT_RUNS = {("images", "quick")}  # quick has no time left
+
 
 def run_of(arm: Arm) -> RunConfig:
     assert isinstance(arm.run, RunConfig)
@@ -36,10 +38,11 @@ def test_declarations_need_no_torch() -> None:
 def test_every_scale_declares_whole_runs(name: str, scale: Scale) -> None:
     experiment = EXPERIMENTS[name]
     arms = experiment.arms(scale)
-    assert arms
+    assert bool(arms) == (scale in MINUTES[name])
+    assert arms or (name, scale) in WITHOUT_RUNS
     assert len({(arm.name, arm.seed) for arm in arms}) == len(arms) == len({arm.id for arm in arms})
     assert experiment.cuts(scale)
-    assert MINUTES[name][scale] > 0
+    assert not arms or MINUTES[name][scale] > 0
     for arm in arms:
         again = type(arm.run).from_dict(arm.run.to_dict())
         assert again.digest() == arm.run.digest()

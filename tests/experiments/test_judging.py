@@ -360,19 +360,20 @@ def test_pages_of_whole_half_and_no_results(name: str) -> None:
         other = dict.fromkeys(("LSH-1", "LSH-2", "LSH-4", "LSH-8"), 2.0)
         return EVENTS[name](arm) if name in EVENTS else trained(2.0, other)
 
-    results = invent(experiment, "quick", whole)
+    scale: Scale = "quick" if experiment.arms("quick") else "small"
+    results = invent(experiment, scale, whole)
     section = experiment.show(results)
     assert section.tables
     assert all(figure.series for figure in section.figures)
     assert all(verdict.outcome != "not run" or verdict.claim == "C13" for verdict in experiment.verdicts(results))
 
-    last = experiment.arms("quick")[-1].id
-    half = invent(experiment, "quick", lambda arm: whole(arm) if arm.id == last else None)
+    last = experiment.arms(scale)[-1].id
+    half = invent(experiment, scale, lambda arm: whole(arm) if arm.id == last else None)
     assert experiment.show(half).tables
     judged = {verdict.claim for verdict in experiment.verdicts(half) if verdict.outcome != "not run"}
     assert judged == ({"C3"} if name == "memory" else set())  # the memory experiment's claims rest on arms of their own
     assert all(verdict.summary for verdict in experiment.verdicts(half))
 
-    none = invent(experiment, "quick", lambda arm: None)
+    none = invent(experiment, scale, lambda arm: None)
     assert {verdict.outcome for verdict in experiment.verdicts(none)} == {"not run"}
     assert {verdict.claim for verdict in experiment.verdicts(none)} == {claim.id for claim in experiment.claims}

@@ -235,6 +235,15 @@ def test_whatever_comes_from_a_file_is_escaped(tmp_path: Path) -> None:
         assert "<script" not in path.read_text(encoding="utf-8")
 
 
+def test_experiments_without_runs_at_the_scale_are_named(tmp_path: Path, whole: Path) -> None:
+    line = "No runs at this scale: Shared queries and keys."
+    assert line in words(whole / "index.html")
+    assert line in (whole / "REPRODUCTION.md").read_text(encoding="utf-8")
+    suite = write_suite(tmp_path)
+    replace(suite, arms={name: arms for name, arms in suite.arms.items() if arms}).write(tmp_path)  # as if not asked for
+    assert "No runs at this scale" not in words(report_folder(tmp_path, EXPERIMENTS))
+
+
 def test_an_experiment_of_another_version_is_named(tmp_path: Path) -> None:
     write_suite(tmp_path)
     assert "experiment table2: not known to this version" in words(report_folder(tmp_path, EXPERIMENTS[1:]))

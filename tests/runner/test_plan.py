@@ -54,6 +54,11 @@ def test_data_that_are_not_here_are_named_with_who_wants_them(tmp_path: Path, mo
     (tmp_path / "texts" / "books.zip").touch()
     assert plan.missing_data == {}
     assert make_plan(get_experiments(["depth"]), "gpu").missing_data == {"enwik8": ("depth",)}
+    images = make_plan(get_experiments(["images"]), "small")
+    assert images.missing_data == {"images/imagenet64-sample.zip": ("images",)}
+    (tmp_path / "texts" / "images").mkdir()
+    (tmp_path / "texts" / "images" / "imagenet64-sample.zip").touch()
+    assert images.missing_data == {}
     (tmp_path / "cache" / "enwik8").mkdir(parents=True)
     (tmp_path / "cache" / "enwik8" / "enwik8.zip").touch()
     assert make_plan(get_experiments(["depth"]), "gpu").missing_data == {}

@@ -31,7 +31,8 @@ def main(argv: list[str]) -> int:
     print(f"{'experiment':<12} {'claims':<11} " + " ".join(f"{scale:>15}" for scale in SCALES) + "   runs, expected time")
     for name, experiment in EXPERIMENTS.items():
         claims = ",".join(claim.id for claim in experiment.claims)
-        cells = [f"{len(experiment.arms(scale))}, {expected_time(MINUTES[name][scale])}" for scale in SCALES]
+        runs = {scale: len(experiment.arms(scale)) for scale in SCALES}
+        cells = [f"{number}, {expected_time(MINUTES[name][scale])}" if number else "none" for scale, number in runs.items()]
         print(f"{name:<12} {claims:<11} " + " ".join(f"{cell:>15}" for cell in cells) + f"   {experiment.title}")
     print("\nscales")
     for scale in SCALES:

@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
 
     from reformer_lab.errors import UserError
-    from reformer_lab.experiments.claim import check_scale
+    from reformer_lab.experiments.claim import SCALES, check_scale
     from reformer_lab.experiments.registry import get_experiments
     from reformer_lab.folders import DATA_VARIABLE
 
@@ -53,6 +53,9 @@ def main(argv: list[str]) -> int:
 
     command = shlex.join(["reformer-lab", "reproduce", *argv])
     plan = make_plan(experiments, scale)
+    if not plan.arms:
+        others = [other for other in SCALES if any(one.arms(other) for one in experiments)]
+        raise UserError(f"{', '.join(plan.entries)}: no runs at the scale {scale}; choose {' or '.join(others)}")
     for path, wanting in plan.missing_data.items():
         raise UserError(f"{path} is not here, which {', '.join(wanting)} at the scale {scale} is trained on: "
                         + ("run `reformer-lab data download enwik8` once" if path == "enwik8"

@@ -12,6 +12,8 @@ BYTE_VOCABULARY = 258
 """Tokens of a byte corpus: byte + 2; 0 is padding, 1 end of sequence (unused, kept for the authors' numbering)."""
 FEWEST_WORDS = 64
 """Smallest number of different words of the duplication task that can be split in three."""
+BITS_UNITS = {"byte": "bits per byte", "symbol": "bits per symbol", "subpixel": "bits per dimension"}
+"""What bits per target are called, by the unit of the data."""
 
 
 @dataclass(frozen=True, kw_only=True)

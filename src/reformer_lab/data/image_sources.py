@@ -26,6 +26,7 @@ _SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", "
 _SPLIT_FOLDERS: dict[str, Split] = {
     "train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test",
 }
+"""By the folder's name, a size at its end left out: train_64x64, valid_64x64."""
 _LARGEST_FILE = 256 << 20
 """Bytes of an image file above which it is not read: a guard against archives made to fill the memory."""
 _ROWS = 256
@@ -50,8 +51,8 @@ class ImageSource(ABC):
         return [split or "train" for split in splits] if {"train", "validation"} <= set(splits) else None
 
     def _split_of(self, name: str) -> Split | None:
-        folders = PurePosixPath(name).parts[:-1]
-        return next((_SPLIT_FOLDERS[part.lower()] for part in folders if part.lower() in _SPLIT_FOLDERS), None)
+        folders = (re.sub(r"_\d+x\d+$", "", part.lower()) for part in PurePosixPath(name).parts[:-1])
+        return next((_SPLIT_FOLDERS[folder] for folder in folders if folder in _SPLIT_FOLDERS), None)
 
     @abstractmethod
     def rasters(self, side: int, channels: int) -> Iterator[np.ndarray]:
@@ -180,6 +181,9 @@ def _array_file(archive: zipfile.ZipFile) -> tuple[IO[bytes], tuple[int, ...]]:
     shape, fortran_order, dtype = read_header(file)
     if dtype != np.uint8 or len(shape) != 2 or fortran_order:
         raise ValueError(f"data is {dtype} of shape {shape}, expected uint8 of (N, 3 * side * side)")
+    held, needed = archive.getinfo("data.npy").file_size - file.tell(), shape[0] * shape[1]
+    if held != needed:
+        raise ValueError(f"data has {held:,} bytes for {shape[0]:,} images, expected {needed:,}")
     return file, shape
 
 

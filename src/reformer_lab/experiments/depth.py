@@ -28,7 +28,7 @@ def arms(scale: Scale) -> tuple[Arm, ...]:
     """Return the Reformer at each depth; at the setting's own depth it is an arm of hash_rounds."""
     setting = SETTINGS[scale]
     return tuple(arm for depth in setting.depths
-                 for arm in lsh_arms(scale, setting.reformer_rounds, name=arm_name(depth), num_layers=depth))
+                 for arm in lsh_arms(setting, setting.reformer_rounds, name=arm_name(depth), num_layers=depth))
 
 
 def judge(results: ExperimentResults) -> tuple[Verdict, ...]:

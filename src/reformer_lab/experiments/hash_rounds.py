@@ -8,7 +8,6 @@ from reformer_lab.experiments.judging import (
     change_per_doubling,
     falls,
     final_table,
-    learning_curves,
     mean_of,
     paired_difference,
     signed,
@@ -20,7 +19,9 @@ from reformer_lab.experiments.ladder import (
     FULL,
     MARGIN_BITS,
     SETTINGS,
+    Setting,
     context,
+    curves_figure,
     language_model_arms,
     lsh_arms,
     lsh_name,
@@ -34,35 +35,40 @@ SLACK_BITS = 0.002
 
 
 def arms(scale: Scale) -> tuple[Arm, ...]:
+    """Return the arms on text."""
+    return rounds_arms(SETTINGS[scale])
+
+
+def rounds_arms(setting: Setting) -> tuple[Arm, ...]:
     """Return full attention and LSH attention with each number of rounds."""
-    lsh = [arm for rounds in SETTINGS[scale].rounds for arm in lsh_arms(scale, rounds)]
-    return (*language_model_arms(scale, FULL_NAME, FULL), *lsh)
+    lsh = [arm for rounds in setting.rounds for arm in lsh_arms(setting, rounds)]
+    return (*language_model_arms(setting, FULL_NAME, FULL), *lsh)
 
 
-def judge(results: ExperimentResults) -> tuple[Verdict, ...]:
-    """Judge C6: 8 rounds against full attention, the most against the fewest, and more rounds at evaluation alone."""
-    setting = setting_of(results)
+def judge_rounds(results: ExperimentResults, experiment: str, setting: Setting) -> Verdict:
+    """Judge C6: 8 rounds against full attention, the trend over the rounds, and over the rounds at evaluation alone."""
     names = {rounds: lsh_name(rounds) for rounds in setting.rounds}
     fewest, matching, most = names[setting.rounds[0]], names[setting.matching], names[setting.rounds[-1]]
     gap = paired_difference(results, matching, FULL_NAME)
     trained = change_per_doubling(results, {rounds: (name, BITS) for rounds, name in names.items()})
     raised = change_per_doubling(results, {rounds: (fewest, ("evaluations", name, "bits")) for rounds, name in names.items()})
     holds = together(below(gap, MARGIN_BITS), falls(trained, SLACK_BITS), falls(raised, SLACK_BITS))
-    summary = (f"{matching} {signed(gap)} bits per byte against full attention; for each doubling of the rounds from {fewest} "
-               f"to {most}: {signed(trained)} in training, {signed(raised)} at the evaluation of {fewest} alone")
-    return (verdict(results, "hash_rounds", C6, holds, summary, estimate=gap, unit="bits per byte"),)
+    summary = (f"{setting.subject}{matching} {signed(gap)} {setting.unit} against full attention; for each doubling of the "
+               f"rounds from {fewest} to {most}: {signed(trained)} in training, {signed(raised)} at the evaluation of {fewest} "
+               "alone")
+    return verdict(results, experiment, C6, holds, summary, estimate=gap, unit=setting.unit)
 
 
-def show(results: ExperimentResults) -> Section:
-    """Show the curves, bits against rounds, and every arm evaluated with every number of rounds."""
-    rounds = setting_of(results).rounds
+def show_rounds(results: ExperimentResults, setting: Setting) -> tuple[tuple[Figure, ...], Table]:
+    """Return the curves, bits against rounds, and every arm evaluated with every number of rounds."""
+    rounds = setting.rounds
     names = [lsh_name(number) for number in rounds]
     rows = []
     for trained in names:
         cells = [mean_of(results, trained, "evaluations", evaluated, "bits") for evaluated in names]
         rows.append((trained, *(cell.value if cell else None for cell in cells)))
     matrix = Table(title="More rounds at evaluation alone", header=("trained with", *names), rows=tuple(rows),
-                   caption="Bits per byte; columns: rounds at evaluation.")
+                   caption=f"{setting.unit.capitalize()}; columns: rounds at evaluation.")
     ends = {number: mean_of(results, lsh_name(number), "evaluations", "own", "bits") for number in rounds}
     found = {number: end for number, end in ends.items() if end is not None}
     banded = bool(found) and all(end.has_interval for end in found.values())
@@ -70,17 +76,20 @@ def show(results: ExperimentResults) -> Section:
                     low=[end.low for end in found.values()] if banded else None,
                     high=[end.high for end in found.values()] if banded else None)
     full = mean_of(results, FULL_NAME, "evaluations", "own", "bits")
-    return Section(
-        text=(context(results) + ".",),
-        figures=(
-            Figure(title="Learning curves by hash rounds", x_label="step", y_label="validation bits per byte",
-                   series=learning_curves(results, (FULL_NAME, *names))),
-            Figure(title="Bits per byte at the end by hash rounds", x_label="hash rounds", y_label="bits per byte",
-                   series=(series,) if found else (), levels=(Level(label=FULL_NAME, y=full.value),) if full else (),
-                   log_x=True),
-        ),
-        tables=(final_table(results, (FULL_NAME, *names), "attention"), matrix),
-    )
+    curves = curves_figure(results, setting, "Learning curves by hash rounds", (FULL_NAME, *names))
+    at_the_end = Figure(title=f"{setting.unit.capitalize()} at the end by hash rounds", x_label="hash rounds",
+                        y_label=setting.unit, series=(series,) if found else (),
+                        levels=(Level(label=FULL_NAME, y=full.value),) if full else (), log_x=True)
+    return (curves, at_the_end), matrix
+
+
+def show(results: ExperimentResults) -> Section:
+    """Show the curves, bits against rounds, the final values and every arm evaluated with every number of rounds."""
+    setting = setting_of(results)
+    figures, matrix = show_rounds(results, setting)
+    names = (FULL_NAME, *(lsh_name(number) for number in setting.rounds))
+    return Section(text=(context(results) + ".",), figures=figures,
+                   tables=(final_table(results, names, "attention"), matrix))
 
 
 EXPERIMENT = Experiment(
@@ -95,7 +104,7 @@ EXPERIMENT = Experiment(
     f"whole 95 % interval over seeds. Contradicted if, by the whole interval, the first is above {MARGIN_BITS} or one of the "
     f"trends rises by more than {SLACK_BITS}. {FEW_SEEDS}",
     arms=arms,
-    judge=judge,
+    judge=lambda results: (judge_rounds(results, "hash_rounds", setting_of(results)),),
     show=show,
     cuts=lambda scale: SETTINGS[scale].cuts,
 )

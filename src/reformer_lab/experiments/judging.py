@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -30,6 +30,19 @@ def verdict(results: ExperimentResults, experiment: str, claim: Claim, holds: bo
     if results.scale == "smoke":
         return replace(found, outcome="inconclusive", summary=f"smoke run, decides nothing: {summary}")
     return found
+
+
+def judge_each(results: ExperimentResults, experiment: str,
+               judges: Mapping[Claim, Callable[[], Verdict]]) -> tuple[Verdict, ...]:
+    """Judge claims that rest on different arms: one claim's missing results are no reason to leave out the others."""
+    found = []
+    for claim, judge in judges.items():
+        try:
+            found.append(judge())
+        except MissingResult as missing:
+            found.append(Verdict(claim=claim.id, experiment=experiment, outcome="not run", summary=str(missing.args[0]),
+                                 scale=results.scale))
+    return tuple(found)
 
 
 def paired_difference(results: ExperimentResults, arm: str, baseline: str, path: Sequence[str] = BITS,
@@ -156,15 +169,15 @@ def seeds_of(results: ExperimentResults) -> str:
     return f"{number} seed{'s' if number > 1 else ''}"
 
 
-def final_table(results: ExperimentResults, names: Sequence[str], what: str) -> Table:
-    """Return the final bits per byte of the arms, `what` heading the column of their names."""
+def final_table(results: ExperimentResults, names: Sequence[str], what: str, unit: str = "bits per byte") -> Table:
+    """Return the final bits of the arms, in `unit`, `what` heading the column of their names."""
     rows = []
     for name in names:
         bits, parameters = mean_of(results, name, *BITS), mean_of(results, name, "parameters")
         interval = (bits.value, bits.low, bits.high) if bits else (None, None, None)
         rows.append((name, *interval, int(parameters.value) if parameters else None, bits.n if bits else None))
     return Table(
-        title="At the end of training", header=(what, "bits per byte", "low", "high", "parameters", "seeds"),
+        title="At the end of training", header=(what, unit, "low", "high", "parameters", "seeds"),
         rows=tuple(rows), caption="Means over seeds with their 95 % interval, on the validation split.",
     )
 

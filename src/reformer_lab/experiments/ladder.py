@@ -1,16 +1,27 @@
 """The language models that the ablations compare: one setting for each scale, each arm one change away from the next.
 
-Four experiments draw on it (shared_qk, reversible, hash_rounds, depth). Arms with equal configurations are one run.
+Five experiments draw on it: shared_qk, reversible, hash_rounds and depth on text, images. Arms with equal configurations are
+one run.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from reformer_lab.data.config import ByteCorpusConfig
-from reformer_lab.experiments.claim import Arm, ExperimentResults, Scale, check_scale
-from reformer_lab.experiments.judging import recorded_config, seeds_of
+from reformer_lab.data.config import BITS_UNITS, ByteCorpusConfig, ImagesConfig
+from reformer_lab.experiments.claim import Arm, Claim, ExperimentResults, Scale, Verdict, check_scale
+from reformer_lab.experiments.judging import (
+    below,
+    learning_curves,
+    paired_difference,
+    recorded_config,
+    seeds_of,
+    signed,
+    verdict,
+)
 from reformer_lab.models.config import ReformerConfig
 from reformer_lab.models.presets import get_preset
+from reformer_lab.reporting.section import Figure
 from reformer_lab.training.config import Evaluation, OptimizerConfig, Precision, RunConfig
 
 FEW_SEEDS = ("With one seed there is no interval and the value alone decides; with fewer than three the verdict is called "
@@ -19,7 +30,7 @@ FEW_SEEDS = ("With one seed there is no interval and the value alone decides; wi
 PAPERS_ROUNDS = 8
 """Hash rounds with which the paper almost matches full attention."""
 MARGIN_BITS = 0.05
-"""Bits per byte by which a model may be worse and still count as "not worse"."""
+"""Bits per byte, or per sub-pixel, by which a model may be worse and still count as "not worse"."""
 
 TRANSFORMER = {"attention": ("full",), "shared_qk": False, "residual_streams": 1, "reversible": False}
 """The regular Transformer."""
@@ -44,8 +55,8 @@ class Setting:
 
     model: ReformerConfig
     """Of which the arms are variations."""
-    data: ByteCorpusConfig
-    """Text."""
+    data: ByteCorpusConfig | ImagesConfig
+    """Text, or images."""
     optimizer: OptimizerConfig
     """The same for every arm."""
     steps: int
@@ -55,17 +66,17 @@ class Setting:
     eval_points: int
     """Points of the learning curve."""
     eval_limit: int | None
-    """Sequences of the validation split that are scored."""
+    """Sequences of the validation split that are scored. None: all of them."""
     eval_batch_size: int
     """Sequences scored at once."""
     seeds: tuple[int, ...]
     """One run of each arm for each."""
     rounds: tuple[int, ...]
     """Hash rounds of the LSH arms. Those that should match full attention are 8, as in the paper; without 8, the last."""
-    reformer_rounds: int
+    reformer_rounds: int = 2
     """Hash rounds where depth is varied."""
-    depths: tuple[int, ...]
-    """Numbers of layers."""
+    depths: tuple[int, ...] = ()
+    """Numbers of layers where depth is varied."""
     precision: Precision = "fp32"
     """Of the arithmetic."""
     threads: int | None = None
@@ -77,6 +88,16 @@ class Setting:
     def matching(self) -> int:
         """The number of rounds that should match full attention."""
         return PAPERS_ROUNDS if PAPERS_ROUNDS in self.rounds else self.rounds[-1]
+
+    @property
+    def unit(self) -> str:
+        """What the bits are counted by: "bits per byte", "bits per dimension"."""
+        return BITS_UNITS[self.data.unit]
+
+    @property
+    def subject(self) -> str:
+        """What the summary of a verdict begins with: nothing for text."""
+        return "on images: " if isinstance(self.data, ImagesConfig) else ""
 
 
 def _small_model(**changes: Any) -> ReformerConfig:
@@ -131,7 +152,7 @@ SETTINGS: dict[Scale, Setting] = {
                                   clip_norm=None),
         steps=60_000, batch_size=8, eval_points=60, eval_limit=None, eval_batch_size=1, seeds=(0,),
         rounds=(2, 4, 8, 16), reformer_rounds=4, depths=(3, 12, 16, 20, 24), precision="bf16",
-        cuts="The curves on imagenet64 are left out: its archives are not free to download. Depth uses the ablations' "
+        cuts="The curves on imagenet64 are the experiment images. Depth uses the ablations' "
         "schedule; the authors' sweep had constant rates. torch's Adafactor limits the relative step, so that the factor 2.0 "
         "acts as 1.0 once the warm-up is over (docs/decisions/0009). Axial positions are those of the tuned model: the "
         "ablations' own are not recorded. One seed.",
@@ -150,14 +171,13 @@ def context(results: ExperimentResults, *, layers: bool = True) -> str:
     model = config["model"]
     depth = f"{model['num_layers']} layers, " if layers else ""
     return (f"{depth}d_model {model['d_model']}, d_ff {model['d_ff']}, {model['num_heads']} heads x {model['d_head']}, "
-            f"length {config['data']['length']:,}, {config['steps']:,} steps of {config['batch_size']} sequences, "
+            f"length {model['max_length']:,}, {config['steps']:,} steps of {config['batch_size']} sequences, "
             f"{seeds_of(results)}")
 
 
-def language_model_arms(scale: Scale, name: str, changes: dict[str, Any],
+def language_model_arms(setting: Setting, name: str, changes: dict[str, Any],
                         evaluations: tuple[Evaluation, ...] = (Evaluation(),)) -> tuple[Arm, ...]:
-    """Return one arm for each seed of the scale: the scale's model with `changes`."""
-    setting = SETTINGS[scale]
+    """Return one arm for each seed of the setting: its model with `changes`."""
     return tuple(
         Arm(name=name, run=RunConfig(
             model=setting.model.replace(**changes), data=setting.data, optimizer=setting.optimizer, steps=setting.steps,
@@ -175,12 +195,27 @@ def lsh_name(num_hashes: int) -> str:
     return f"LSH-{num_hashes}"
 
 
-def lsh_arms(scale: Scale, num_hashes: int, *, name: str | None = None, num_layers: int | None = None) -> tuple[Arm, ...]:
+def lsh_arms(setting: Setting, num_hashes: int, *, name: str | None = None, num_layers: int | None = None) -> tuple[Arm, ...]:
     """Return the Reformer with `num_hashes` rounds in training, evaluated with every number of rounds too.
 
-    `name`: the arm's label, by default "LSH-<rounds>"; `num_layers`: by default those of the scale.
+    `name`: the arm's label, by default "LSH-<rounds>"; `num_layers`: by default those of the setting.
     """
-    setting = SETTINGS[scale]
     changes = {**lsh(num_hashes), "num_layers": num_layers or setting.model.num_layers}
     others = tuple(Evaluation(name=lsh_name(rounds), model={"num_hashes": rounds}) for rounds in setting.rounds)
-    return language_model_arms(scale, name or lsh_name(num_hashes), changes, (Evaluation(), *others))
+    return language_model_arms(setting, name or lsh_name(num_hashes), changes, (Evaluation(), *others))
+
+
+def judge_not_worse(results: ExperimentResults, experiment: str, claim: Claim, setting: Setting, arm: str, baseline: str,
+                    summary: str) -> Verdict:
+    """Judge a claim that `arm` is not worse than `baseline`, by the paired difference of their bits at the end.
+
+    `summary`: with {} in the place of the difference. Raises MissingResult.
+    """
+    harm = paired_difference(results, arm, baseline)
+    words = setting.subject + summary.format(f"{signed(harm)} {setting.unit}")
+    return verdict(results, experiment, claim, below(harm, MARGIN_BITS), words, estimate=harm, unit=setting.unit)
+
+
+def curves_figure(results: ExperimentResults, setting: Setting, title: str, names: Sequence[str]) -> Figure:
+    """Return the learning curves of the arms in one figure."""
+    return Figure(title=title, x_label="step", y_label=f"validation {setting.unit}", series=learning_curves(results, names))

@@ -15,7 +15,7 @@ from reformer_lab.experiments.claim import (
     check_scale,
 )
 from reformer_lab.experiments.claims import C2, C3, C13
-from reformer_lab.experiments.judging import together, verdict
+from reformer_lab.experiments.judging import judge_each, together, verdict
 from reformer_lab.models.config import ReformerConfig
 from reformer_lab.models.presets import get_preset
 from reformer_lab.reporting.records import MissingResult
@@ -139,14 +139,8 @@ def growth(results: ExperimentResults, name: str) -> Estimate | None:
 
 def judge(results: ExperimentResults) -> tuple[Verdict, ...]:
     """Judge C2 by the bytes per layer, C3 by results and bytes over the chunk, C13 by the half million tokens."""
-    found = []
-    for claim, judge_one in ((C2, _judge_depth), (C3, _judge_chunk), (C13, _judge_half_million)):
-        try:
-            found.append(judge_one(results))
-        except MissingResult as missing:  # one claim's missing points are no reason to leave out the others
-            found.append(Verdict(claim=claim.id, experiment="memory", outcome="not run", summary=str(missing.args[0]),
-                                 scale=results.scale))
-    return tuple(found)
+    return judge_each(results, "memory", {C2: lambda: _judge_depth(results), C3: lambda: _judge_chunk(results),
+                                          C13: lambda: _judge_half_million(results)})
 
 
 def _judge_depth(results: ExperimentResults) -> Verdict:

@@ -2,44 +2,39 @@
 
 from reformer_lab.experiments.claim import Arm, Experiment, ExperimentResults, Scale, Verdict
 from reformer_lab.experiments.claims import C5
-from reformer_lab.experiments.judging import (
-    below,
-    final_table,
-    learning_curves,
-    mean_of,
-    paired_difference,
-    signed,
-    verdict,
-)
+from reformer_lab.experiments.judging import final_table, mean_of, paired_difference, signed
 from reformer_lab.experiments.ladder import (
     FEW_SEEDS,
     MARGIN_BITS,
     SETTINGS,
     TRANSFORMER,
     TWO_STREAMS,
+    Setting,
     context,
+    curves_figure,
+    judge_not_worse,
     language_model_arms,
+    setting_of,
 )
 from reformer_lab.experiments.ladder import REVERSIBLE as REVERSIBLE_MODEL
-from reformer_lab.reporting.section import Figure, Section
+from reformer_lab.reporting.section import Section
 
 REGULAR, REVERSIBLE, STORED = "regular", "reversible", "two streams, stored"
 
 
 def arms(scale: Scale) -> tuple[Arm, ...]:
     """Return the regular Transformer (one run with that of shared_qk), the reversible one, and its twin that stores."""
+    setting = SETTINGS[scale]
     return (
-        *language_model_arms(scale, REGULAR, TRANSFORMER),
-        *language_model_arms(scale, REVERSIBLE, REVERSIBLE_MODEL),
-        *language_model_arms(scale, STORED, TWO_STREAMS),
+        *language_model_arms(setting, REGULAR, TRANSFORMER),
+        *language_model_arms(setting, REVERSIBLE, REVERSIBLE_MODEL),
+        *language_model_arms(setting, STORED, TWO_STREAMS),
     )
 
 
-def judge(results: ExperimentResults) -> tuple[Verdict, ...]:
-    """Judge C5 by the difference in bits per byte."""
-    harm = paired_difference(results, REVERSIBLE, REGULAR)
-    summary = f"reversible {signed(harm)} bits per byte against regular"
-    return (verdict(results, "reversible", C5, below(harm, MARGIN_BITS), summary, estimate=harm, unit="bits per byte"),)
+def judge_reversible(results: ExperimentResults, experiment: str, setting: Setting) -> Verdict:
+    """Judge C5 by the difference in bits."""
+    return judge_not_worse(results, experiment, C5, setting, REVERSIBLE, REGULAR, "reversible {} against regular")
 
 
 def show(results: ExperimentResults) -> Section:
@@ -57,8 +52,7 @@ def show(results: ExperimentResults) -> Section:
                     "streams.")
     return Section(
         text=tuple(text),
-        figures=(Figure(title="Reversible and regular Transformer", x_label="step", y_label="validation bits per byte",
-                        series=learning_curves(results, names)),),
+        figures=(curves_figure(results, setting_of(results), "Reversible and regular Transformer", names),),
         tables=(final_table(results, names, "residual stream"),),
     )
 
@@ -73,7 +67,7 @@ EXPERIMENT = Experiment(
     f"{MARGIN_BITS}. {FEW_SEEDS} The twin that stores its activations is a control: it tells what "
     "two streams do from what reversing does.",
     arms=arms,
-    judge=judge,
+    judge=lambda results: (judge_reversible(results, "reversible", setting_of(results)),),
     show=show,
     cuts=lambda scale: SETTINGS[scale].cuts,
 )

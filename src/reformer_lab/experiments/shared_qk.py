@@ -2,31 +2,34 @@
 
 from reformer_lab.experiments.claim import Arm, Experiment, ExperimentResults, Scale, Verdict
 from reformer_lab.experiments.claims import C4
-from reformer_lab.experiments.judging import below, final_table, learning_curves, paired_difference, signed, verdict
+from reformer_lab.experiments.judging import final_table
 from reformer_lab.experiments.ladder import (
     FEW_SEEDS,
     MARGIN_BITS,
     SETTINGS,
     SHARED_QK,
     TRANSFORMER,
+    Setting,
     context,
+    curves_figure,
+    judge_not_worse,
     language_model_arms,
+    setting_of,
 )
-from reformer_lab.reporting.section import Figure, Section
+from reformer_lab.reporting.section import Section
 
 SEPARATE_NAME, SHARED_NAME = "separate Q and K", "shared QK"
 
 
 def arms(scale: Scale) -> tuple[Arm, ...]:
     """Return the two arms, for each seed."""
-    return (*language_model_arms(scale, SEPARATE_NAME, TRANSFORMER), *language_model_arms(scale, SHARED_NAME, SHARED_QK))
+    setting = SETTINGS[scale]
+    return (*language_model_arms(setting, SEPARATE_NAME, TRANSFORMER), *language_model_arms(setting, SHARED_NAME, SHARED_QK))
 
 
-def judge(results: ExperimentResults) -> tuple[Verdict, ...]:
-    """Judge C4 by the difference in bits per byte."""
-    harm = paired_difference(results, SHARED_NAME, SEPARATE_NAME)
-    summary = f"shared QK {signed(harm)} bits per byte against separate ones"
-    return (verdict(results, "shared_qk", C4, below(harm, MARGIN_BITS), summary, estimate=harm, unit="bits per byte"),)
+def judge_sharing(results: ExperimentResults, experiment: str, setting: Setting, baseline: str = SEPARATE_NAME) -> Verdict:
+    """Judge C4 by the difference in bits. `baseline`: the arm with separate queries and keys."""
+    return judge_not_worse(results, experiment, C4, setting, SHARED_NAME, baseline, "shared QK {} against separate ones")
 
 
 def show(results: ExperimentResults) -> Section:
@@ -34,8 +37,7 @@ def show(results: ExperimentResults) -> Section:
     names = (SEPARATE_NAME, SHARED_NAME)
     return Section(
         text=(context(results) + ".",),
-        figures=(Figure(title="Shared and separate queries and keys", x_label="step", y_label="validation bits per byte",
-                        series=learning_curves(results, names)),),
+        figures=(curves_figure(results, setting_of(results), "Shared and separate queries and keys", names),),
         tables=(final_table(results, names, "attention"),),
     )
 
@@ -49,7 +51,7 @@ EXPERIMENT = Experiment(
     "the model with separate queries and keys, by the whole 95 % interval of the paired difference over seeds; "
     f"contradicted if the whole interval is above {MARGIN_BITS}. {FEW_SEEDS}",
     arms=arms,
-    judge=judge,
+    judge=lambda results: (judge_sharing(results, "shared_qk", setting_of(results)),),
     show=show,
     cuts=lambda scale: SETTINGS[scale].cuts,
 )

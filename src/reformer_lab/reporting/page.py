@@ -94,6 +94,7 @@ def _context(suite: Suite, experiments: Sequence[Experiment], records: Mapping[s
         "rows": rows,
         "tally": tally(rows),
         "chapters": chapters,
+        "without_runs": [one.title for one in experiments if suite.arms.get(one.name) == ()],
         "anchors": {chapter.experiment.name for chapter in chapters},
         "arms": len(arms),
         "finished": len(finished),

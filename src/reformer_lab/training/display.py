@@ -12,11 +12,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from reformer_lab.data.config import BITS_UNITS
 from reformer_lab.training.tracking import Event
 
 PLAIN_SECONDS = 10.0
 """Least time between two plain lines of the same kind."""
-UNITS = {"byte": "bits per byte", "symbol": "bits per symbol", "subpixel": "bits per dimension"}
 
 
 def duration(seconds: float) -> str:
@@ -37,7 +37,7 @@ def size(number: float) -> str:
 def scores(event: Event, unit: str) -> str:
     """Return bits and accuracy of an evaluation as a phrase."""
     accuracy = "" if event["accuracy"] is None else f", accuracy {100 * event['accuracy']:.2f} %"
-    return f"{event['bits']:.4f} {UNITS.get(unit, 'bits')}{accuracy}"
+    return f"{event['bits']:.4f} {BITS_UNITS.get(unit, 'bits')}{accuracy}"
 
 
 class Display:
@@ -87,7 +87,7 @@ class Display:
     def step_line(self, event: Event) -> str:
         """Return the line of one step."""
         return (f"step {event['step']}/{self.steps}  loss {event['loss']:.4f}  "
-                f"{event['bits']:.4f} {UNITS.get(self.unit, 'bits')}  {event['tokens_per_second']:,.0f} tokens/s  "
+                f"{event['bits']:.4f} {BITS_UNITS.get(self.unit, 'bits')}  {event['tokens_per_second']:,.0f} tokens/s  "
                 f"{duration(event['seconds_left'])} left  peak {size(event['peak_memory_bytes'])}")
 
     def say(self, text: str) -> None:

@@ -1,0 +1,151 @@
+"""C4, C5 and C6 on images: the second data set of the paper's figures 3 and 4, raster after raster as text is byte after byte.
+
+The arms and the criteria are those of shared_qk, reversible and hash_rounds.
+"""
+
+from typing import Any
+
+from reformer_lab.data.config import ImagesConfig
+from reformer_lab.experiments.claim import Arm, Experiment, ExperimentResults, Scale, Verdict, check_scale
+from reformer_lab.experiments.claims import C4, C5, C6
+from reformer_lab.experiments.hash_rounds import FULL_NAME, SLACK_BITS, judge_rounds, rounds_arms, show_rounds
+from reformer_lab.experiments.judging import final_table, judge_each
+from reformer_lab.experiments.ladder import (
+    FEW_SEEDS,
+    MARGIN_BITS,
+    REVERSIBLE,
+    SHARED_QK,
+    TRANSFORMER,
+    Setting,
+    context,
+    curves_figure,
+    language_model_arms,
+    lsh_name,
+)
+from reformer_lab.experiments.reversible import REGULAR, judge_reversible
+from reformer_lab.experiments.reversible import REVERSIBLE as REVERSIBLE_NAME
+from reformer_lab.experiments.shared_qk import SHARED_NAME, judge_sharing
+from reformer_lab.models.config import ReformerConfig
+from reformer_lab.models.presets import get_preset
+from reformer_lab.reporting.records import MissingResult
+from reformer_lab.reporting.section import Section
+from reformer_lab.training.config import OptimizerConfig
+
+SAMPLE = "images/imagenet64-sample.zip"
+"""Images in folders train/ and val/, looked for where the data are."""
+OFFICIAL = "imagenet64"
+"""The folder of the downsampled ImageNet's archives, or of the authors' train_64x64/ and valid_64x64/."""
+
+
+def _model(side: int, **changes: Any) -> ReformerConfig:
+    """Return the small model for rasters of this side: an axial table for the rows, the columns and the channels."""
+    base = ReformerConfig(vocab_size=256, d_model=128, d_ff=512, num_layers=3, num_heads=2, d_head=64, chunk_length=16,
+                          max_length=3 * side**2, positions="axial", axial_shape=(side, side, 3), axial_dims=(48, 48, 32))
+    return base.replace(**changes)
+
+
+_CPU_OPTIMIZER = OptimizerConfig(learning_rate=2e-3, schedule="warmup_cosine", warmup_steps=50)
+_SAMPLE_CUTS = ("The images are a sample of tiny-imagenet, 8,000 to train on, and were JPEG files: a stand-in of imagenet64, "
+                "whose archives are not free to download. ")
+
+SETTINGS: dict[Scale, Setting] = {
+    "smoke": Setting(
+        model=_model(4, d_model=32, d_ff=64, num_layers=2, d_head=16, chunk_length=8, axial_dims=(12, 12, 8)),
+        data=ImagesConfig(side=4), optimizer=_CPU_OPTIMIZER, steps=6, batch_size=2, eval_points=2, eval_limit=4,
+        eval_batch_size=4, seeds=(0,), rounds=(1, 2), threads=1,
+        cuts="Everything: a handful of steps of a toy model on drawn shapes of 4 x 4 pixels.",
+    ),
+    "small": Setting(
+        model=_model(16), data=ImagesConfig(path=SAMPLE, side=16), optimizer=_CPU_OPTIMIZER, steps=700, batch_size=4,
+        eval_points=7, eval_limit=128, eval_batch_size=8, seeds=(0, 1, 2), rounds=(1, 2, 4, 8), threads=1,
+        cuts=_SAMPLE_CUTS + "They are reduced to 16 x 16 pixels (768 tokens instead of 12,288), the chunks are 16 instead of "
+        "128, the model 8 times narrower with 2 heads of 64 instead of 8 of 128, the training 700 steps of 4 images instead of "
+        "500,000 of 8; 1 to 8 hash rounds instead of 2 to 16. With 8 rounds a query compares itself with up to a third of "
+        "all tokens (the paper: a sixth). Adam instead of Adafactor.",
+    ),
+    "gpu": Setting(
+        model=get_preset("imagenet64").replace(d_model=512, d_ff=2048, d_head=64, axial_dims=(192, 192, 128)),
+        data=ImagesConfig(path=SAMPLE, side=64),
+        optimizer=OptimizerConfig(learning_rate=1e-3, schedule="warmup_cosine", warmup_steps=100), steps=600, batch_size=8,
+        eval_points=6, eval_limit=32, eval_batch_size=8, seeds=(0,), rounds=(2, 4, 8, 16), precision="bf16",
+        cuts=_SAMPLE_CUTS + "The model is half as wide with 8 heads of 64 instead of 128, the training 600 steps instead of "
+        "500,000; Adam instead of Adafactor. One seed.",
+    ),
+    "paper": Setting(
+        model=get_preset("imagenet64"), data=ImagesConfig(path=OFFICIAL, side=64),
+        optimizer=OptimizerConfig(name="adafactor", learning_rate=2.0, schedule="warmup_rsqrt", warmup_steps=8000,
+                                  clip_norm=None),
+        steps=500_000, batch_size=8, eval_points=100, eval_limit=500, eval_batch_size=4, seeds=(0,), rounds=(2, 4, 8, 16),
+        precision="bf16",
+        cuts="The archives of the downsampled ImageNet hold another reduction of the same photographs than the authors' PNG "
+        "files. 500 images of the validation are scored, of 50,000. Axial positions: the ablations' own are not recorded. "
+        "torch's Adafactor limits the relative step (docs/decisions/0009). One seed.",
+    ),
+}
+"""No images at the scale quick, whose time is used up."""
+
+
+def arms(scale: Scale) -> tuple[Arm, ...]:
+    """Return the Transformer, that with shared queries and keys, the reversible one, and the Reformers; none at quick."""
+    setting = SETTINGS.get(scale)
+    if setting is None:
+        return ()
+    return (
+        *language_model_arms(setting, REGULAR, TRANSFORMER),
+        *language_model_arms(setting, SHARED_NAME, SHARED_QK),
+        *language_model_arms(setting, REVERSIBLE_NAME, REVERSIBLE),
+        *rounds_arms(setting),
+    )
+
+
+def _setting_of(results: ExperimentResults) -> Setting:
+    setting = SETTINGS.get(check_scale(results.scale))
+    if setting is None:
+        raise MissingResult(f"no runs at the scale {results.scale}")
+    return setting
+
+
+def judge(results: ExperimentResults) -> tuple[Verdict, ...]:
+    """Judge C4, C5 and C6 as on text."""
+    setting = _setting_of(results)
+    return judge_each(results, "images", {
+        C4: lambda: judge_sharing(results, "images", setting, REGULAR),
+        C5: lambda: judge_reversible(results, "images", setting),
+        C6: lambda: judge_rounds(results, "images", setting),
+    })
+
+
+def show(results: ExperimentResults) -> Section:
+    """Show the learning curves, bits against rounds, the final values and more rounds at evaluation alone."""
+    setting = _setting_of(results)
+    figures, matrix = show_rounds(results, setting)
+    names = (REGULAR, SHARED_NAME, REVERSIBLE_NAME, FULL_NAME, *(lsh_name(rounds) for rounds in setting.rounds))
+    data = setting.data
+    assert isinstance(data, ImagesConfig)
+    text = (f"Images of {data.side} x {data.side} pixels, row by row, red, green and blue of a pixel one after the other: "
+            f"{context(results)}. \"{REGULAR}\" is the Transformer with separate queries and keys, \"{FULL_NAME}\" the "
+            "Reformer with full attention in the place of LSH attention.")
+    return Section(
+        text=(text,),
+        figures=(curves_figure(results, setting, "Shared queries and keys, reversible layers", names[:3]), *figures),
+        tables=(final_table(results, names, "model", setting.unit), matrix),
+    )
+
+
+EXPERIMENT = Experiment(
+    name="images",
+    title="Images",
+    question="Do shared queries and keys, reversible layers and LSH attention do on images what they do on text?",
+    claims=(C4, C5, C6),
+    criterion="As on text (the experiments shared_qk, reversible, hash_rounds), in bits per dimension: a dimension is one "
+    f"channel of a pixel. C4 and C5 are supported if the model's bits at the end are less than {MARGIN_BITS} above the regular "
+    "Transformer's; C6 if those of LSH attention with 8 rounds (where a scale has no 8: with the most) are less than "
+    f"{MARGIN_BITS} above those of full attention, and if bits fall by more than {SLACK_BITS} for each doubling of the "
+    "rounds, both in training and, for the model trained with the fewest, at evaluation alone. By the whole 95 % interval of "
+    "the paired difference over seeds, or of the seeds' slopes; contradicted if by the whole interval a difference is above "
+    f"{MARGIN_BITS} or a trend rises by more than {SLACK_BITS}. {FEW_SEEDS}",
+    arms=arms,
+    judge=judge,
+    show=show,
+    cuts=lambda scale: SETTINGS[scale].cuts if scale in SETTINGS else "Everything: no runs at this scale.",
+)
