@@ -130,6 +130,8 @@ def test_text_and_images_are_judged_alike() -> None:
     events = events_of({images.SHARED_NAME: (0.01, 0.06, 0.02), images.REVERSIBLE_NAME: (0.2, 0.1, 0.3)})
 
     def on_text(arm: Arm) -> Events:
+        if arm.name == hash_rounds.LOCAL_NAME:
+            return trained(9.0)
         return events(Arm(name=names.get(arm.name, arm.name), run=arm.run))
 
     found = by_claim(events)
@@ -138,7 +140,7 @@ def test_text_and_images_are_judged_alike() -> None:
         ours = found[verdict.claim]
         assert (verdict.outcome, verdict.value, verdict.low, verdict.n) == (ours.outcome, ours.value, ours.low, ours.n)
         words = ours.summary.removeprefix("on images: ").replace("bits per dimension", "bits per byte")
-        assert verdict.summary == words
+        assert verdict.summary.partition("; without these layers")[0] == words
 
 
 def test_the_page_is_in_bits_per_dimension() -> None:
