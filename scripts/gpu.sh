@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
 # On a machine with an NVIDIA GPU, where python3 (or $PYTHON) has torch with CUDA, triton, and this package's requirements:
-# the tests of the Triton kernels on the GPU, then the benchmarks against torch's exact attention.
+# the tests of the Triton kernels on the GPU, the benchmarks against torch's exact attention, then experiments at the scale gpu.
 #
 #   scripts/gpu.sh FOLDER
 #
-# FOLDER gets log.txt, attention.csv and attention.svg. finished.txt names the steps that are done: a second call goes on there.
+# FOLDER gets log.txt, attention.csv, attention.svg and the suite gpu/. finished.txt names the steps that are done: a second call goes
+# on there. Exit code 3: the suite's minutes ($MINUTES, 8) are over and more is to do; call again. $EXPERIMENTS names other experiments
+# than those that need no data, $DATA the folder of data (docs/gpu.md).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 folder=${1:?usage: scripts/gpu.sh FOLDER}
@@ -45,3 +47,5 @@ step figure "$python" -m reformer_lab bench figure "$folder/attention.csv" --fig
 # The grids of all backends, of which every combination of options is compiled: some minutes.
 step grids kernel_tests -k triton tests/ops/test_lsh_precision.py tests/ops/test_lsh_operator.py tests/ops/test_lsh_properties.py
 step grid kernel_tests tests/ops/test_lsh_backends.py
+step reproduce "$python" -m reformer_lab reproduce --scale gpu --only "${EXPERIMENTS:-table2,speed,memory}" \
+  --minutes "${MINUTES:-8}" --output "$folder/gpu" ${DATA:+--data "$DATA"}

@@ -37,4 +37,19 @@ def test_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert "test_lsh_triton.py" in first[1]
     assert "--lengths 2k" in second[0]
     assert not any("--lengths 1k" in call or "test_lsh_triton.py" in call for call in second)
+    assert second[-1].endswith(f"reproduce --scale gpu --only table2,speed,memory --minutes 8 --output {folder}/gpu")
     assert run(fails_at="nowhere") == (0, [])
+
+
+def test_the_suite_is_called_again_until_nothing_is_left(tmp_path: Path) -> None:
+    stand_in, calls, folder = tmp_path / "python", tmp_path / "calls", tmp_path / "results"
+    stand_in.write_text(STAND_IN.replace('"--lengths $FAILS_AT"', '"reproduce --scale gpu"'))
+    stand_in.chmod(0o755)
+    variables = {"PYTHON": str(stand_in), "CALLS": str(calls), "LENGTHS": "1k", "FAILS_AT": "", "MINUTES": "5",
+                 "EXPERIMENTS": "depth", "DATA": "my texts"}
+    for _ in range(2):
+        process = subprocess.run(["bash", SCRIPT, folder], env=os.environ | variables, capture_output=True, check=False)
+        assert process.returncode == 3
+    whole = calls.read_text().splitlines()
+    assert [call for call in whole if "reproduce" in call] == whole[-2:]
+    assert whole[-1].endswith(f"--only depth --minutes 5 --output {folder}/gpu --data my texts")

@@ -51,6 +51,7 @@ def test_names_that_do_not_exist(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--workers 0: must be at least 1" in error_of(capsys, "reproduce", "--workers", "0")
     assert "images: no runs at the scale quick; choose smoke or small or gpu or paper" in error_of(
         capsys, "reproduce", "--scale", "quick", "--only", "images")
+    assert "--minutes 0: must be above 0" in error_of(capsys, "reproduce", "--minutes", "0")
     with pytest.raises(SystemExit) as caught:
         main(["reproduce", "--scael", "quick"])
     assert caught.value.code == 2
@@ -85,12 +86,13 @@ def test_what_reproduce_asks_of_the_engine(
 ) -> None:
     calls = []
 
-    def run_suite(plan: Plan, output: Path, *, workers: int | None, command: str) -> SuiteOutcome:
+    def run_suite(plan: Plan, output: Path, *, workers: int | None, minutes: float | None, command: str) -> SuiteOutcome:
         calls.append((plan.scale, list(plan.entries), output, workers, command))
         from reformer_lab.reporting.records import Suite
         suite = Suite(scale=plan.scale, started="", command=command, arms=plan.entries)
         suite.write(output)
-        return SuiteOutcome(suite, {"table2 LSH-4": "it had to fail"} if len(calls) == 2 else {})
+        left = tuple(plan.labels.values())[1:] if minutes else ()
+        return SuiteOutcome(suite, {"table2 LSH-4": "it had to fail"} if len(calls) == 2 else {}, left)
 
     monkeypatch.setattr(engine, "run_suite", run_suite)
     monkeypatch.setattr(Plan, "missing_data", {})
@@ -105,6 +107,8 @@ def test_what_reproduce_asks_of_the_engine(
                         "reformer-lab reproduce --scale smoke --only 'speed, table2'")
     assert calls[1] == ("quick", list(EXPERIMENTS), Path("my results"), 3,
                         "reformer-lab reproduce --output 'my results' --workers 3")
+    assert main(["reproduce", "--scale", "smoke", "--only", "table2", "--minutes", "0.5"]) == 3
+    assert "the time is over; 3 of 4 runs are left (table2 " in capsys.readouterr().err
     assert main(["report", "reproduction/smoke"]) == 0
     assert "report: reproduction/smoke/report/index.html" in capsys.readouterr().out
-    assert module.HELP.count("reformer-lab reproduce") == 4
+    assert module.HELP.count("reformer-lab reproduce") == 5

@@ -185,6 +185,16 @@ def test_a_suite_without_any_result_is_all_not_run(tmp_path: Path) -> None:
     assert f"– {len(CLAIMS)} not run" in page
 
 
+def test_an_experiment_without_a_claim_has_a_chapter_and_no_verdict(tmp_path: Path) -> None:
+    write_suite(tmp_path)
+    unjudged = replace(EXPERIMENTS[0], claims=(), judge=lambda results: ())
+    page = report_folder(tmp_path, [unjudged])
+    assert f"{unjudged.title} {unjudged.question} Criterion" in words(page)
+    twin = (tmp_path / "report" / "REPRODUCTION.md").read_text(encoding="utf-8")
+    assert f"{unjudged.question}\n\n**Criterion.**" in twin
+    assert f"--only {unjudged.name}" not in twin.partition("## The claims")[2].partition("\n## ")[0]
+
+
 def test_a_figure_without_points_is_left_out(tmp_path: Path) -> None:
     write_suite(tmp_path)
     series = Series(label="a", x=[1.0], y=[None])

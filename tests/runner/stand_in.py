@@ -41,7 +41,7 @@ if behaviour == "crash":
     os.kill(os.getpid(), signal.SIGKILL)
 if behaviour == "traceback":
     raise ZeroDivisionError("on standard error")
-time.sleep(60 if behaviour == "hang" or Path(log.parent / "hang").exists() else 0.3)
+time.sleep(60 if behaviour == "hang" or Path(log.parent / "hang").exists() else 1.5 if behaviour == "slow" else 0.3)
 events = [{"event": "final", "step": 2, "evaluations": {"own": {"bits": 2.0}}, "seconds": 0.3}]
 if job["kind"] == "measurement":
     events = [{"event": "measurement", "value": 1}]

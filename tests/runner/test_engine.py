@@ -195,6 +195,43 @@ def test_an_interrupt_stops_the_workers_and_the_next_call_goes_on(
     assert len(read_results(tmp_path / "suite")) == 3
 
 
+def test_the_minutes_are_over_and_the_next_call_goes_on(log: Path, tmp_path: Path) -> None:
+    wanted = plan(measurement("one"), *(training(seed) for seed in range(3)))
+    (tmp_path / "hang").touch()
+    began = time.monotonic()
+    outcome = run_suite(wanted, tmp_path / "suite", workers=2, minutes=1 / 60)
+    assert time.monotonic() - began < 30
+    assert outcome.failed == {}
+    assert set(outcome.left) == set(wanted.labels.values())
+    assert len(lines(log, "started")) == 2
+    assert all(line["kind"] == "training" for line in lines(log, "started"))
+    assert read_results(tmp_path / "suite") == {}
+    (tmp_path / "hang").unlink()
+    outcome = run_suite(wanted, tmp_path / "suite", workers=2, minutes=10)
+    assert (outcome.failed, outcome.left) == ({}, ())
+    assert len(read_results(tmp_path / "suite")) == 4
+
+
+def test_a_measurement_that_had_all_the_time_comes_to_its_end(log: Path, tmp_path: Path) -> None:
+    """It cannot be taken up again: stopped at every call, it would never end. One that began late is stopped."""
+    alone = plan(measurement("slow"), measurement("one"))
+    outcome = run_suite(alone, tmp_path / "suite", workers=2, minutes=0.2 / 60)
+    assert outcome.left == ("invented one",)
+    assert len(lines(log, "ended")) == 1
+    outcome = run_suite(plan(measurement("work"), measurement("hang")), tmp_path / "other", minutes=3 / 60)
+    assert outcome.left == ("invented hang",)
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_how_many_trainings_run_at_once(gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(engine, "available_processors", lambda: 7)
+    arms = [training(0), training(1)]
+    assert engine.groups(arms) == ([(arms, 4), ([], 1)] if gpu else [(arms, 7)])
+
+
 def test_folders_that_cannot_be_used_are_left_alone(log: Path, tmp_path: Path) -> None:
     run(plan(training(0)), tmp_path / "suite")
     (tmp_path / "photographs").mkdir()

@@ -7,7 +7,7 @@ import pytest
 
 from reformer_lab.experiments.claim import Arm
 from reformer_lab.experiments.registry import EXPERIMENTS, get_experiments
-from reformer_lab.runner.plan import make_plan, training_cost
+from reformer_lab.runner.plan import make_plan, on_one_gpu, training_cost
 from reformer_lab.training.config import RunConfig
 
 
@@ -42,6 +42,16 @@ def test_cost_grows_with_what_a_run_does() -> None:
     assert isinstance(run, RunConfig)
     assert training_cost(dataclasses.replace(run, steps=2 * run.steps)) == 2 * training_cost(run)
     assert training_cost(EXPERIMENTS["speed"].arms("quick")[0].run) == 0
+
+
+def test_small_steps_share_one_gpu_and_large_ones_have_it_alone() -> None:
+    plan = make_plan(get_experiments(), "gpu")
+    (small, at_once), (large, alone) = on_one_gpu(plan.trainings)
+    assert (at_once, alone) == (4, 1)
+    assert {plan.labels[arm.id] for arm in small} == {f"table2 {row}" for row in ("full", "LSH-4", "LSH-2", "LSH-1")}
+    assert len(small) + len(large) == len(plan.trainings)
+    costs = [training_cost(arm.run) for arm in large]
+    assert costs == sorted(costs, reverse=True)
 
 
 def test_data_that_are_not_here_are_named_with_who_wants_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

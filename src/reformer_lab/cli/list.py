@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
     tested = {claim.id for experiment in EXPERIMENTS.values() for claim in experiment.claims}
     print(f"{'experiment':<12} {'claims':<11} " + " ".join(f"{scale:>15}" for scale in SCALES) + "   runs, expected time")
     for name, experiment in EXPERIMENTS.items():
-        claims = ",".join(claim.id for claim in experiment.claims)
+        claims = ",".join(claim.id for claim in experiment.claims) or "none"
         runs = {scale: len(experiment.arms(scale)) for scale in SCALES}
         cells = [f"{number}, {expected_time(MINUTES[name][scale])}" if number else "none" for scale, number in runs.items()]
         print(f"{name:<12} {claims:<11} " + " ".join(f"{cell:>15}" for cell in cells) + f"   {experiment.title}")

@@ -40,8 +40,8 @@ examples:
   reformer-lab evaluate runs/novel --split test
   reformer-lab bench attention --lengths 1k,4k,16k
 
-Exit codes: 0 done, 1 a fault of the program, 2 something to mend in the call, 130 Ctrl-C, 143 terminated.
-After Ctrl-C or a kill the same call goes on where it was.
+Exit codes: 0 done, 1 a fault of the program, 2 something to mend in the call, 3 time over with more to do,
+130 Ctrl-C, 143 terminated. After Ctrl-C or a kill the same call goes on where it was.
 """
 
 

@@ -15,11 +15,15 @@ examples:
   reformer-lab reproduce --scale quick                    # about 15 minutes on 2 CPU cores
   reformer-lab reproduce --scale small --only table2,memory --output results/small
   reformer-lab reproduce --scale small --data ~/texts     # the folder that holds books.zip
+  reformer-lab reproduce --scale gpu --minutes 8          # a piece of it; again and again, until the exit code is not 3
 """
+
+EXIT_LEFT = 3
+"""The minutes are over, and something is left to run."""
 
 
 def main(argv: list[str]) -> int:
-    """Run the suite; 0 when every run finished, 1 when one failed."""
+    """Run the suite; 0 when every run finished, 1 when one failed, 3 when the minutes are over and some are left."""
     parser = argparse.ArgumentParser(prog="reformer-lab reproduce", description=HELP,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", default="quick", help="smoke, quick, small, gpu or paper (%(default)s)")
@@ -28,7 +32,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--data", type=Path, metavar="DIR",
                         help="where the data that a scale names are looked for ($REFORMER_LAB_DATA, or the current folder)")
     parser.add_argument("--workers", type=int, metavar="N",
-                        help="trainings at once (one for each processor; one where there is a GPU)")
+                        help="trainings at once (one for each processor; on a GPU one, or four small ones)")
+    parser.add_argument("--minutes", type=float, metavar="M",
+                        help="stop after M minutes, with exit code 3 if something is left; the same command goes on from there")
     arguments = parser.parse_args(argv)
 
     from reformer_lab.errors import UserError
@@ -41,6 +47,8 @@ def main(argv: list[str]) -> int:
     experiments = get_experiments(names)
     if arguments.workers is not None and arguments.workers < 1:
         raise UserError(f"--workers {arguments.workers}: must be at least 1")
+    if arguments.minutes is not None and not arguments.minutes > 0:
+        raise UserError(f"--minutes {arguments.minutes:g}: must be above 0")
     if arguments.data is not None:
         if not arguments.data.is_dir():
             raise UserError(f"--data {arguments.data}: no such folder")
@@ -61,8 +69,13 @@ def main(argv: list[str]) -> int:
                         + ("run `reformer-lab data download enwik8` once" if path == "enwik8"
                            else "give the folder that holds it with --data")
                         + ", or name other experiments with --only")
-    outcome = run_suite(plan, output, workers=arguments.workers, command=command)
+    outcome = run_suite(plan, output, workers=arguments.workers, minutes=arguments.minutes, command=command)
     print_report(output)
     for label, error in outcome.failed.items():
         print(f"reformer-lab: {label} failed: {error}; the same command tries it again", file=sys.stderr)
+    if outcome.left:
+        shown = ", ".join(outcome.left[:3]) + (", ..." if len(outcome.left) > 3 else "")
+        print(f"reformer-lab: the time is over; {len(outcome.left)} of {len(plan.arms)} runs are left ({shown}); "
+              "the same command goes on from here", file=sys.stderr)
+        return EXIT_LEFT
     return 1 if outcome.failed else 0

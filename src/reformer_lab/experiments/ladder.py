@@ -147,16 +147,16 @@ SETTINGS: dict[Scale, Setting] = {
         "bytes after as many steps (results/pilots.csv), where arms can only be equal.",
     ),
     "gpu": Setting(
-        model=_small_model(d_model=512, d_ff=2048, num_heads=8, d_head=64, max_length=8192, chunk_length=64,
-                         positions="axial", axial_shape=(64, 128), axial_dims=(128, 384), dropout=0.1,
+        model=_small_model(d_model=512, d_ff=2048, num_heads=8, d_head=64, max_length=16_384, chunk_length=64,
+                         positions="axial", axial_shape=(128, 128), axial_dims=(128, 384), dropout=0.1,
                          loss_chunk_length=8192),
-        data=ByteCorpusConfig(path="enwik8", length=8192),
+        data=ByteCorpusConfig(path="enwik8", length=16_384),
         optimizer=OptimizerConfig(learning_rate=1e-3, schedule="warmup_cosine", warmup_steps=200), steps=2000,
-        batch_size=8, eval_points=10, eval_limit=64, eval_batch_size=8, seeds=(0,), rounds=(2, 4, 8, 16),
+        batch_size=4, eval_points=10, eval_limit=64, eval_batch_size=4, seeds=(0,), rounds=(2, 4, 8, 16),
         reformer_rounds=4, depths=(3, 6, 12), precision="bf16",
-        cuts="The model is half as wide with 8 heads of 64 instead of 128, the sequences 8,192 bytes instead of 65,536 in "
-        "chunks of 64 instead of 128, the training 2,000 steps instead of 60,000; Adam instead of Adafactor; depth up to 12 "
-        "layers instead of 24. One seed.",
+        cuts="The model is half as wide with 8 heads of 64 instead of 128, the sequences 16,384 bytes instead of 65,536 in "
+        "chunks of 64 instead of 128, the training 2,000 steps of 4 instead of 60,000 of 8; Adam instead of Adafactor; depth "
+        "up to 12 layers instead of 24. One seed.",
     ),
     "paper": Setting(
         model=get_preset("ablation_enwik8"), data=ByteCorpusConfig(path="enwik8", length=65_536, stride=16_384),

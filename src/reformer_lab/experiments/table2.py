@@ -116,10 +116,10 @@ SETTINGS: dict[Scale, Setting] = {
     "small": Setting(model=get_preset("duplication_cpu").replace(max_length=256, num_buckets=None, chunk_length=32),
                      optimizer=_ADAM, steps=1000, batch_size=16, stop_at_accuracy=0.998, seeds=(0, 1, 2), asked=AT_256,
                      threads=1, cuts=_CPU_CUTS.format(length=256, steps="1,000")),
-    "gpu": Setting(model=get_preset("duplication"), optimizer=_ADAM, steps=6000, batch_size=32, eval_every=250,
-                   stop_at_accuracy=0.998, asked=AT_THE_PAPERS_LENGTH,
-                   cuts="Adam for at most 6,000 steps instead of Adafactor for 150,000. Learned positions are our choice: "
-                   "the paper does not describe its own. One seed."),
+    "gpu": Setting(model=get_preset("duplication"), optimizer=_ADAM, steps=20_000, batch_size=32, eval_every=250,
+                   stop_at_accuracy=0.998, asked=AT_THE_PAPERS_LENGTH, precision="bf16",
+                   cuts="Adam for at most 20,000 steps instead of Adafactor for 150,000, in bf16. Learned positions are our "
+                   "choice: the paper does not describe its own. One seed."),
     "paper": Setting(model=get_preset("duplication"),
                      optimizer=OptimizerConfig(name="adafactor", learning_rate=1.0, schedule="warmup_rsqrt",
                                                warmup_steps=8000, clip_norm=None),

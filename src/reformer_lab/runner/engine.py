@@ -11,10 +11,11 @@ A finished arm is never run again; a failed one is, at the next call.
 import contextlib
 import fcntl
 import json
+import math
 import os
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,7 +25,7 @@ from reformer_lab.errors import UserError
 from reformer_lab.experiments.claim import Arm
 from reformer_lab.reporting.records import Suite, read_record, read_suite, write_record
 from reformer_lab.runner.display import Display
-from reformer_lab.runner.plan import Plan
+from reformer_lab.runner.plan import Plan, on_one_gpu
 from reformer_lab.runner.process import WorkerProcess
 
 _POLL_SECONDS = 0.1
@@ -39,15 +40,18 @@ class SuiteOutcome:
     """As written to suite.json."""
     failed: Mapping[str, str]
     """Why each failed arm failed, by label."""
+    left: tuple[str, ...] = ()
+    """Labels of the arms that the time did not suffice for."""
 
 
-def run_suite(plan: Plan, output: Path, *, workers: int | None = None, command: str = "",
+def run_suite(plan: Plan, output: Path, *, workers: int | None = None, minutes: float | None = None, command: str = "",
               display: Display | None = None) -> SuiteOutcome:
     """Run what is not yet finished of `plan` under `output`.
 
-    `workers`: trainings at once; None: one for each processor, or one where there is a CUDA device. `command`: the
-    command line, for the record. Raises UserError for a folder that cannot be used, before anything is run or written
-    there. When interrupted, stops the workers, which write their checkpoints, and raises on.
+    `workers`: trainings at once; None: one for each processor, or what the plan gives one CUDA device. `minutes`: after so
+    many nothing new is started and what runs is stopped, to go on at the next call. `command`: the command line, for the
+    record. Raises UserError for a folder that cannot be used, before anything is run or written there. When interrupted,
+    stops the workers, which write their checkpoints, and raises on.
     """
     before = open_folder(output, plan)
     with _only_one(output):
@@ -64,16 +68,19 @@ def run_suite(plan: Plan, output: Path, *, workers: int | None = None, command: 
         start = time.monotonic()
         waiting = [arm for arm in plan.arms.values() if not is_finished(output, arm)]
         display = display or Display(len(plan.arms), len(plan.arms) - len(waiting))
-        engine = _Engine(plan, output, environment, display)
+        deadline = math.inf if minutes is None else start + 60 * minutes
+        engine = _Engine(plan, output, environment, display, deadline)
         try:
             with display:
                 todo = {arm.id for arm in waiting}
-                engine.run([arm for arm in plan.trainings if arm.id in todo], workers or default_workers())
+                trainings = [arm for arm in plan.trainings if arm.id in todo]
+                for group, at_once in [(trainings, workers)] if workers else groups(trainings):
+                    engine.run(group, at_once)
                 engine.run([arm for arm in plan.measurements if arm.id in todo], 1)
         finally:
             suite = replace(suite, seconds=earlier + time.monotonic() - start)
             suite.write(output)
-        return SuiteOutcome(suite, engine.failed)
+        return SuiteOutcome(suite, engine.failed, tuple(engine.left))
 
 
 def open_folder(output: Path, plan: Plan) -> Suite | None:
@@ -112,13 +119,13 @@ def is_finished(output: Path, arm: Arm) -> bool:
     return record.finished and not record.problems and record.header.get("digest") == arm.run.digest()
 
 
-def default_workers() -> int:
-    """Return how many trainings to run at once: one for each processor, or one on a CUDA device."""
+def groups(trainings: Sequence[Arm]) -> list[tuple[list[Arm], int]]:
+    """Return trainings with how many to run at once: one for each processor, or on a CUDA device what fits there."""
     import torch
 
     if torch.cuda.is_available():
-        return 1
-    return available_processors()
+        return on_one_gpu(trainings)
+    return [(list(trainings), available_processors())]
 
 
 def available_processors() -> int:
@@ -131,8 +138,10 @@ def available_processors() -> int:
 class _Engine:
     """The state of one call: what failed so far, and what is shown."""
 
-    def __init__(self, plan: Plan, output: Path, environment: Mapping[str, Any], display: Display) -> None:
+    def __init__(self, plan: Plan, output: Path, environment: Mapping[str, Any], display: Display, deadline: float) -> None:
         self.failed: dict[str, str] = {}
+        self.left: list[str] = []
+        self._deadline, self._started = deadline, 0
         self._plan, self._output, self._environment, self._display = plan, output, environment, display
 
     def run(self, arms: list[Arm], workers: int) -> None:
@@ -141,9 +150,14 @@ class _Engine:
         running: dict[str, tuple[Arm, WorkerProcess]] = {}
         try:
             while waiting or running:
-                while waiting and len(running) < workers:
+                if time.monotonic() >= self._deadline and not self._must_end(running):
+                    self.left += [*running, *(self._plan.labels[arm.id] for arm in waiting)]
+                    self._stop([process for _, process in running.values()])
+                    return
+                while waiting and len(running) < workers and time.monotonic() < self._deadline:
                     arm = waiting.pop(0)
                     label = self._plan.labels[arm.id]
+                    self._started += 1
                     running[label] = (arm, self._start(arm))
                     self._display.start(label)
                 for label, (arm, process) in list(running.items()):
@@ -156,6 +170,11 @@ class _Engine:
         except BaseException:
             self._stop([process for _, process in running.values()])
             raise
+
+    def _must_end(self, running: Mapping[str, tuple[Arm, WorkerProcess]]) -> bool:
+        """Whether the time must wait: a measurement cannot be taken up again. One that had the whole time, and needs more,
+        would else never come to its end."""
+        return self._started == 1 and any(arm.kind == "measurement" for arm, _ in running.values())
 
     def _start(self, arm: Arm) -> WorkerProcess:
         job = {"kind": arm.kind, "config": arm.run.to_dict(), "output": str(self._output / "runs" / arm.id)}

@@ -12,6 +12,12 @@ from reformer_lab.reporting.records import ArmEntry
 if TYPE_CHECKING:
     from reformer_lab.training.config import RunConfig
 
+SMALL_STEP = 2e11
+"""Multiply-adds of a step's forward pass below which a training leaves a GPU waiting: with the backward pass some 3 ms of work
+for an H200-class card, less than the launches of a step's kernels take."""
+SMALL_AT_ONCE = 4
+"""Trainings of small steps that share one GPU."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -73,6 +79,16 @@ def data_is_here(path: str) -> bool:
     if path == "enwik8" and enwik8.cached_path().exists():
         return True
     return find_data(path).exists()
+
+
+def on_one_gpu(trainings: Iterable[Arm]) -> list[tuple[list[Arm], int]]:
+    """Return trainings in two groups, each with how many of it one GPU takes at once: large steps fill it alone."""
+    small: list[Arm] = []
+    large: list[Arm] = []
+    for arm in trainings:
+        assert not isinstance(arm.run, MeasurementConfig)
+        (small if training_cost(arm.run) < SMALL_STEP * arm.run.steps else large).append(arm)
+    return [(small, SMALL_AT_ONCE), (large, 1)]
 
 
 def training_cost(run: "RunConfig | MeasurementConfig") -> float:
