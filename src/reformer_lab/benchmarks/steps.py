@@ -56,8 +56,10 @@ class TrainingStep:
     def forward(self, tokens: Tensor | None = None) -> Tensor:
         """Return the loss (scalar, nats per token)."""
         generator = torch.Generator().manual_seed(derive_seed(self._seed, "step"))
+        tokens = self.tokens if tokens is None else tokens
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._bf16):
-            loss: Tensor = self.model(self.tokens if tokens is None else tokens, generator=generator).loss
+            # With targets, as the training loop calls it: without them the logits would be returned, and never in pieces.
+            loss: Tensor = self.model(tokens, targets=tokens, generator=generator).loss
         return loss
 
     def run(self, tokens: Tensor | None = None) -> Tensor:
