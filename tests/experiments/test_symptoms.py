@@ -107,9 +107,12 @@ def test_findings_of_invented_results() -> None:
 
 def test_a_language_model_that_uses_no_context_says_nothing_of_attention() -> None:
     found = results(**{arm_name(TEXT, CONTROL): scored("own", 3.05, key="bits"),
-                       arm_name(TEXT, LINES): scored("own", 3.2, key="bits")})
+                       arm_name(TEXT, LINES): scored("own", 3.2, key="bits"),
+                       **{arm_name(TEXT, fault): scored("own", 3.001, 0.001, key="bits")
+                          for fault in (*autopsy.CONCERNED[TEXT], "all") if fault not in (LINES, SEEN)}})
     bits = {one.fault: one.finding for one in findings(found, BITS)}
     assert bits.pop(LINES) == "explains it"  # a harm that is seen is one all the same
+    assert bits.pop(SEEN) == "does not matter"  # trained alike, to the bit
     assert set(bits.values()) == {"inconclusive"}
     assert "too little" in answers(found)[2]
 
@@ -127,7 +130,9 @@ def test_missing_runs() -> None:
         findings(without(arm_name(COPY_FULL, NONE)), ROW)
     assert len(answers(without(arm_name(COPY_FULL, NONE)))) == len(SYMPTOMS) - 1
     assert RAW not in {one.fault for one in findings(without(arm_name(COPY_LSH, RAW)), COLUMN)}
-    assert {one.finding for one in findings(without(arm_name(TEXT, CONTROL)), BITS)} == {"inconclusive"}
+    unknown = invent(autopsy.EXPERIMENT, "small", lambda arm: None if arm.name == arm_name(TEXT, CONTROL) else events(
+        arm, **{arm_name(TEXT, FLAT): scored("own", 3.001, 0.001, key="bits")}))
+    assert {one.fault: one.finding for one in findings(unknown, BITS)}[FLAT] == "inconclusive"
 
 
 def test_the_section_shows_every_arm() -> None:

@@ -66,8 +66,8 @@ CRITERION = (
     "model was worse than its Transformer; for the steps, which it did not publish, twice as many. Runs that do not solve the "
     "task count with the limit. A language model can show that a fault does not matter only if its context is worth more to "
     "it than those 0.11 bits, by the whole interval: a control whose tokens see nothing but themselves measures that; "
-    "otherwise what would not matter is inconclusive. With one seed there is no interval and the value alone decides; smoke "
-    "decides nothing."
+    "otherwise what would not matter is inconclusive, unless it changes not one bit. With one seed there is no interval and "
+    "the value alone decides; smoke decides nothing."
 )
 
 
@@ -124,7 +124,8 @@ def findings(results: ExperimentResults, symptom: Symptom) -> list[FaultFinding]
         difference = paired_difference(results, arm_name(symptom.task, fault), arm_name(symptom.task, NONE), symptom.path)
         scaled = _scaled(difference, symptom.factor)
         finding = judge_change(scaled, way, margin)
-        if results.scale == "smoke" or (finding == "does not matter" and not shows):
+        unseen = finding == "does not matter" and not shows and scaled.value != 0  # equal bits are proof enough
+        if results.scale == "smoke" or unseen:
             finding = "inconclusive"
         found.append(FaultFinding(fault=fault, change=scaled, value=_mean(results, symptom, fault), finding=finding))
     return found
