@@ -4,8 +4,8 @@ import pytest
 
 from reformer_lab.experiments import autopsy
 from reformer_lab.experiments.claim import Scale
-from reformer_lab.experiments.faults import FAULTS, FEW, FLAT, FaultyRunConfig
-from reformer_lab.experiments.symptoms import ALL, CONTROL, NONE, TEXT, arm_name
+from reformer_lab.experiments.faults import FAULTS, FEW, FLAT, RAW, FaultyRunConfig
+from reformer_lab.experiments.symptoms import ALL, BOTH_SCALES, CONTROL, NONE, TEXT, arm_name
 from reformer_lab.training.config import RunConfig
 from reformer_lab.training.run_folder import differences
 
@@ -20,12 +20,13 @@ def test_an_arm_differs_from_the_clean_run_by_its_faults(task: str, scale: Scale
     assert type(clean) is RunConfig
     assert clean.final_split == "test"
     runs.pop(arm_name(task, CONTROL), None)
-    assert set(runs) == {arm_name(task, fault) for fault in (*autopsy.CONCERNED[task], ALL)}
+    together = {ALL: autopsy.CONCERNED[task]} if task == TEXT else {ALL: autopsy.CONCERNED[task], BOTH_SCALES: (FLAT, RAW)}
+    assert set(runs) == {arm_name(task, fault) for fault in (*autopsy.CONCERNED[task], *together)}
     fields = {FLAT: {"model.key_scale"}, FEW: {"model.num_buckets"}}
     for name, run in runs.items():
         assert isinstance(run, FaultyRunConfig)
         fault = name.removeprefix(f"{task}: ")
-        faults = autopsy.CONCERNED[task] if fault == ALL else (fault,)
+        faults = together.get(fault, (fault,))
         assert run.faults == faults
         found = {line.split(" is ")[0] for line in differences(clean.to_dict(), run.to_dict(), limit=100)}
         assert found == {"faults"}.union(*(fields.get(one, set()) for one in faults))

@@ -9,6 +9,7 @@ from reformer_lab.experiments import autopsy
 from reformer_lab.experiments.claim import Arm, ExperimentResults, Scale
 from reformer_lab.experiments.faults import FEW, FLAT, FROZEN, LINES, RAW, SEEN
 from reformer_lab.experiments.symptoms import (
+    BOTH_SCALES,
     CONTROL,
     COPY_FULL,
     COPY_LSH,
@@ -81,7 +82,8 @@ def stopped(*steps: int) -> Any:
 
 def test_findings_of_invented_results() -> None:
     found = results(**{
-        arm_name(COPY_FULL, RAW): scored("LSH-8", 0.02), arm_name(COPY_FULL, FLAT): scored("LSH-8", 0.8),
+        arm_name(COPY_FULL, RAW): scored("LSH-8", 0.02), arm_name(COPY_FULL, BOTH_SCALES): scored("LSH-8", 0.2),
+        arm_name(COPY_FULL, FLAT): scored("LSH-8", 0.8),
         arm_name(COPY_FULL, FROZEN): scored("LSH-8", 0.9, 0.05),
         arm_name(COPY_LSH, RAW): scored("full", 0.5), arm_name(COPY_LSH, FLAT): stopped(400, 425, 375, 400, 450),
         arm_name(COPY_LSH, FEW): stopped(100, 125, 100, 100, 125),
@@ -91,7 +93,7 @@ def test_findings_of_invented_results() -> None:
     by_symptom = [{one.fault: one.finding for one in findings(found, symptom)} for symptom in SYMPTOMS]
     row, column, bits, steps = by_symptom
     assert row == {RAW: "explains it", FLAT: "contributes", FROZEN: "inconclusive", FEW: "does not matter",
-                   SEEN: "does not matter", "all": "does not matter"}
+                   SEEN: "does not matter", BOTH_SCALES: "explains it", "all": "does not matter"}
     assert (column[RAW], column[FLAT]) == ("explains it", "does not matter")
     assert (bits[LINES], bits[FEW], bits[FLAT]) == ("explains it", "works against it", "inconclusive")
     assert (steps[FLAT], steps[FEW], steps[RAW]) == ("explains it", "works against it", "does not matter")
@@ -101,7 +103,8 @@ def test_findings_of_invented_results() -> None:
     assert "Explained by: raw keys in full attention (2.0 %, −97.2 [−97.4, −97.0])" in text[0]
     assert "Contributing, but less than half of the way: flat logits (80.0 %" in text[0]
     assert "Of no matter: as many buckets as chunks" in text[0]
-    assert "All faults together: all (99.2 %" in text[0]
+    assert "Flat logits and raw keys in full attention together: 20.0 %, −79.2 [−79.4, −79.0], which explains it." in text[0]
+    assert "All faults together: 99.2 %, +0.0 [+0.0, +0.0], which is no change that matters." in text[0]
     assert "worth +0.500" in text[2]
 
 
@@ -138,8 +141,8 @@ def test_missing_runs() -> None:
 def test_the_section_shows_every_arm() -> None:
     section = autopsy.show(results())
     findings_rows, accuracies, text = section.tables
-    assert len(findings_rows.rows) == 6 + 7 + 7 + 7
+    assert len(findings_rows.rows) == 7 + 8 + 7 + 8
     assert accuracies.rows[0] == (arm_name(COPY_FULL, NONE), 99.2, 99.2, 99.2, 99.2, 99.2, 200, "5 of 5")
     assert [row[0] for row in text.rows] == [NONE, *autopsy.CONCERNED[TEXT], "all", CONTROL]
     assert text.rows[0][1:] == (pytest.approx(3.001), pytest.approx(2.9985, abs=1e-3), pytest.approx(3.0035, abs=1e-3), 3.1, 3)
-    assert len(section.figures[0].series) == 8
+    assert len(section.figures[0].series) == 9

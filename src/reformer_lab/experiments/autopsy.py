@@ -11,7 +11,7 @@ from reformer_lab.experiments import ladder, symptoms, table2
 from reformer_lab.experiments.claim import Arm, Experiment, ExperimentResults, Scale
 from reformer_lab.experiments.faults import FAULTS, FEW, FLAT, FROZEN, LINES, RAW, SEEN, WRONG, with_faults
 from reformer_lab.experiments.judging import learning_curves, mean_of, seeds_of
-from reformer_lab.experiments.symptoms import ALL, CONTROL, COPY_FULL, COPY_LSH, NONE, TEXT, arm_name
+from reformer_lab.experiments.symptoms import ALL, BOTH_SCALES, CONTROL, COPY_FULL, COPY_LSH, NONE, TEXT, arm_name
 from reformer_lab.models.config import ReformerConfig
 from reformer_lab.models.presets import get_preset
 from reformer_lab.reporting.section import Cell, Figure, Section, Table
@@ -95,13 +95,20 @@ CUTS: dict[Scale, str] = {
 def arms(scale: Scale) -> tuple[Arm, ...]:
     """Return, for each way of training and each seed, the run without faults, with each one, and with all; and a control."""
     found = []
-    for task, concerned in CONCERNED.items():
-        for fault, names in {NONE: (), **{name: (name,) for name in concerned}, ALL: concerned}.items():
+    for task in CONCERNED:
+        for fault, names in faults_by_label(task).items():
             found += [Arm(name=arm_name(task, fault), run=with_faults(run, names)) for run in _clean_runs(scale, task)]
     control = {"attention": ("local",), "local_chunk_length": 1, "local_chunks_before": 0}
     found += [Arm(name=arm_name(TEXT, CONTROL), run=replace(run, model=run.model.replace(**control)))
               for run in _clean_runs(scale, TEXT)]
     return tuple(found)
+
+
+def faults_by_label(task: str) -> dict[str, tuple[str, ...]]:
+    """Return the faults of each arm of a way of training, by the arm's label without the task."""
+    concerned = CONCERNED[task]
+    both = {BOTH_SCALES: (FLAT, RAW)} if RAW in concerned else {}
+    return {NONE: (), **{name: (name,) for name in concerned}, **both, ALL: concerned}
 
 
 def _clean_runs(scale: Scale, task: str) -> list[RunConfig]:

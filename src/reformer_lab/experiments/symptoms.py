@@ -14,6 +14,8 @@ from reformer_lab.reporting.statistics import Estimate
 COPY_LSH, COPY_FULL, TEXT = "copying with LSH-4", "copying with full attention", "text with LSH"
 """Ways of training."""
 NONE, ALL, CONTROL = "none", "all", "no context"
+BOTH_SCALES = "flat logits and raw keys"
+"""Their two attentions as they were: over sqrt(d) both, with keys of unit length in LSH attention alone."""
 
 Finding = Literal["explains it", "contributes", "works against it", "does not matter", "inconclusive"]
 
@@ -61,11 +63,12 @@ CRITERION = (
     "difference over seeds (Student's t). A fault explains a symptom if it alone moves the number at least half of the way to "
     "that of 2021, by its whole interval. It contributes if it moves the number that way by more than a margin, by its whole "
     "interval, and works against it if it moves it the other way by more than the margin. It does not matter if the whole "
-    "interval lies within the margin. Otherwise the finding is inconclusive. Margins: 5 points of accuracy, 0.03 bits per "
-    "byte, a quarter of the steps. The way to 2021: to its own accuracy; 0.11 bits per byte, by which its reversible language "
-    "model was worse than its Transformer; for the steps, which it did not publish, twice as many. Runs that do not solve the "
-    "task count with the limit. A language model can show that a fault does not matter only if its context is worth more to "
-    "it than those 0.11 bits, by the whole interval: a control whose tokens see nothing but themselves measures that; "
+    "interval lies within the margin. Otherwise the finding is inconclusive. Two arms carry several faults: flat logits with "
+    "raw keys in full attention, which together are their two attentions, and all. Margins: 5 points of accuracy, 0.03 bits "
+    "per byte, a quarter of the steps. The way to 2021: to its own accuracy; 0.11 bits per byte, by which its reversible "
+    "language model was worse than its Transformer; for the steps, which it did not publish, twice as many. Runs that do not "
+    "solve the task count with the limit. A language model can show that a fault does not matter only if its context is worth "
+    "more to it than those 0.11 bits, by the whole interval: a control whose tokens see nothing but themselves measures that; "
     "otherwise what would not matter is inconclusive, unless it changes not one bit. With one seed there is no interval and "
     "the value alone decides; smoke decides nothing."
 )
@@ -90,7 +93,7 @@ def arm_name(task: str, fault: str) -> str:
 
 def faults_of(results: ExperimentResults, task: str) -> list[str]:
     """Return the faults of the arms of a way of training that have a finished run, "none" and "all" among them."""
-    names = (NONE, *FAULTS, ALL)
+    names = (NONE, *FAULTS, BOTH_SCALES, ALL)
     return [fault for fault in names if results.of(arm_name(task, fault))]
 
 
@@ -155,7 +158,7 @@ def findings_table(results: ExperimentResults) -> Table:
 
 
 def answers(results: ExperimentResults) -> tuple[str, ...]:
-    """Return one paragraph for each symptom: which faults explain it, and which do not matter, with the numbers."""
+    """Return one paragraph for each symptom: which faults explain it, and which do not matter."""
     paragraphs = []
     for symptom in SYMPTOMS:
         try:
@@ -163,7 +166,7 @@ def answers(results: ExperimentResults) -> tuple[str, ...]:
             clean = _mean(results, symptom, NONE)
         except MissingResult:
             continue
-        single = [one for one in found if one.fault != ALL]
+        single = [one for one in found if one.fault not in _TOGETHER]
         parts = [f"{_capital(symptom.title)}. Without faults {clean:.{symptom.digits}f} {symptom.unit}."]
         worth = worth_of_context(results) if symptom.needs_attention else None
         if worth is not None:
@@ -176,8 +179,8 @@ def answers(results: ExperimentResults) -> tuple[str, ...]:
                 parts.append(f"{phrase}: {_listed(which, symptom)}.")
         if single and not any(one.finding == "explains it" for one in single):
             parts.append("No fault explains it alone.")
-        parts += [f"All faults together: {_listed([one], symptom)}, which {_ALL_PHRASES[one.finding]}."
-                  for one in found if one.fault == ALL]
+        parts += [f"{_TOGETHER[one.fault]} together: {_numbers(one, symptom)}, which {_TOGETHER_PHRASES[one.finding]}."
+                  for one in found if one.fault in _TOGETHER]
         paragraphs.append(" ".join(parts))
     return tuple(paragraphs)
 
@@ -186,7 +189,8 @@ _PHRASES: dict[Finding, str] = {
     "explains it": "Explained by", "contributes": "Contributing, but less than half of the way",
     "works against it": "Moving it the other way", "does not matter": "Of no matter", "inconclusive": "Undecided",
 }  # fmt: skip
-_ALL_PHRASES: dict[Finding, str] = {
+_TOGETHER = {BOTH_SCALES: "Flat logits and raw keys in full attention", ALL: "All faults"}
+_TOGETHER_PHRASES: dict[Finding, str] = {
     "explains it": "explains it", "contributes": "is less than half of the way", "works against it": "is the other way",
     "does not matter": "is no change that matters", "inconclusive": "decides nothing",
 }  # fmt: skip
@@ -208,8 +212,11 @@ def _mean(results: ExperimentResults, symptom: Symptom, fault: str) -> float:
 
 
 def _listed(found: Sequence[FaultFinding], symptom: Symptom) -> str:
-    return "; ".join(f"{one.fault} ({one.value:.{symptom.digits}f} {symptom.unit}, {signed(one.change, symptom.digits)})"
-                     for one in found)
+    return "; ".join(f"{one.fault} ({_numbers(one, symptom)})" for one in found)
+
+
+def _numbers(one: FaultFinding, symptom: Symptom) -> str:
+    return f"{one.value:.{symptom.digits}f} {symptom.unit}, {signed(one.change, symptom.digits)}"
 
 
 def _scaled(estimate: Estimate, factor: float) -> Estimate:
