@@ -6,7 +6,7 @@ It tests no claim of the paper. Its findings say of each fault and each symptom 
 from dataclasses import dataclass, replace
 from typing import Any
 
-from reformer_lab.data.config import ByteCorpusConfig, DuplicationConfig
+from reformer_lab.data.config import ByteCorpusConfig, DataConfig, DuplicationConfig
 from reformer_lab.experiments import ladder, symptoms, table2
 from reformer_lab.experiments.claim import Arm, Experiment, ExperimentResults, Scale
 from reformer_lab.experiments.faults import FAULTS, FEW, FLAT, FROZEN, LINES, RAW, SEEN, WRONG, with_faults
@@ -50,7 +50,7 @@ class Reading:
     """Language modelling at one scale."""
 
     model: ReformerConfig
-    data: ByteCorpusConfig
+    data: DataConfig
     steps: int
     batch_size: int
     eval_limit: int
