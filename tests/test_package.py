@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "evaluation": {"ops", "layers", "models", "data", "training", "evaluation"},
     "training": {"ops", "layers", "models", "data", "training", "evaluation"},
     "reporting": {"reporting", "experiments"},
-    "experiments": {"models", "data", "training", "reporting", "experiments"},
+    "experiments": {"ops", "layers", "models", "data", "training", "reporting", "experiments"},
     "benchmarks": {"ops", "layers", "models", "benchmarks"},
     "runner": {"models", "data", "training", "evaluation", "benchmarks", "reporting", "experiments", "runner"},
 }

@@ -14,7 +14,8 @@ from reformer_lab.experiments.registry import EXPERIMENTS, MINUTES, get_experime
 from reformer_lab.training.config import RunConfig
 from reformer_lab.training.run_folder import differences
 
-WITHOUT_RUNS = {("images", "quick"), ("tuned", "quick"), ("tuned", "small"), ("yardstick", "quick")}  # quick has no time left
+WITHOUT_RUNS = {("images", "quick"), ("tuned", "quick"), ("tuned", "small"), ("yardstick", "quick"),  # quick has no time left
+                ("autopsy", "quick"), ("autopsy", "paper")}
 
 
 def run_of(arm: Arm) -> RunConfig:

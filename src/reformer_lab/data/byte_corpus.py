@@ -33,7 +33,7 @@ class ByteCorpusDataset:
         self.bounds = split_bounds(self.corpus, config)
         self.stride, count = training_starts(self.bounds["train"][1], config)
         self._order = EpochOrder(count, seed)
-        self._bytes = self.corpus.bytes()
+        self._bytes: np.ndarray = self.corpus.bytes()
 
     @property
     def windows_per_epoch(self) -> int:

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 from reformer_lab.errors import UserError
 from reformer_lab.experiments import (
+    autopsy,
     depth,
     hash_rounds,
     images,
@@ -20,7 +21,7 @@ from reformer_lab.experiments.claim import Experiment, Scale
 
 EXPERIMENTS: dict[str, Experiment] = {
     module.EXPERIMENT.name: module.EXPERIMENT
-    for module in (table2, shared_qk, reversible, hash_rounds, images, depth, tuned, speed, memory, yardstick)
+    for module in (table2, shared_qk, reversible, hash_rounds, images, depth, tuned, speed, memory, yardstick, autopsy)
 }
 """In the order of the report."""
 
@@ -35,6 +36,7 @@ MINUTES: dict[str, dict[Scale, float]] = {
     "memory": {"smoke": 0.7, "quick": 2, "small": 15, "gpu": 5, "paper": 10},
     "tuned": {"smoke": 0.1, "gpu": 20, "paper": 6300},
     "yardstick": {"smoke": 0.5, "small": 100, "gpu": 25, "paper": 23_000},
+    "autopsy": {"smoke": 1, "small": 80, "gpu": 60},
 }
 """Expected minutes of an experiment run by itself: up to small on 2 CPU cores, then on one H200-class GPU. Those of gpu and
 paper are reasoned from operations, not measured (docs/gpu.md); a scale without runs has none. Arms that experiments share

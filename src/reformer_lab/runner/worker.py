@@ -34,10 +34,10 @@ def run_job(job: Mapping[str, Any], report: Report) -> None:
 
 
 def _train(config: Mapping[str, Any], output: Path, report: Report) -> None:
+    from reformer_lab.experiments.faults import FaultyRunConfig
     from reformer_lab.training.config import RunConfig
-    from reformer_lab.training.loop import train
 
-    run = RunConfig.from_dict(config)
+    run = (FaultyRunConfig if "faults" in config else RunConfig).from_dict(config)
 
     def progress(event: Mapping[str, Any]) -> None:
         if "step" in event:
@@ -45,7 +45,14 @@ def _train(config: Mapping[str, Any], output: Path, report: Report) -> None:
             text = f"{bits:.3f} bits" if isinstance(bits, float) else ""
             report({"progress": event["step"], "total": run.steps, "text": text})
 
-    train(run, output, progress=progress)
+    if isinstance(run, FaultyRunConfig):
+        from reformer_lab.experiments.faulty import train_with_faults
+
+        train_with_faults(run, output, progress)
+    else:
+        from reformer_lab.training.loop import train
+
+        train(run, output, progress)
 
 
 def _measure(config: Mapping[str, Any], output: Path, report: Report) -> None:

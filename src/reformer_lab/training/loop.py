@@ -8,7 +8,7 @@ import contextlib
 import math
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -58,8 +58,26 @@ class Pending:
     began: float
 
 
-def train(config: RunConfig, output: Path, progress: Progress | None = None) -> Event:
-    """Train as `config` says in the folder `output` and return the "final" event.
+def build_model(config: RunConfig) -> ReformerLM:
+    """Return the model of a run, untrained."""
+    return ReformerLM(config.model, seed=config.seed)
+
+
+def build_data(config: RunConfig) -> Dataset:
+    """Return the data of a run."""
+    return open_dataset(config.data, config.seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """How a run makes what it trains. A run is resumed with the parts that it was started with; its `config` must tell."""
+
+    model: Callable[[RunConfig], ReformerLM] = build_model
+    data: Callable[[RunConfig], Dataset] = build_data
+
+
+def train(config: RunConfig, output: Path, progress: Progress | None = None, parts: Parts | None = None) -> Event:
+    """Train as `config` says in the folder `output` and return the "final" event. `parts`: another model or other data.
 
     A folder with an unfinished run of the same configuration: goes on where it was. A finished one: returns what is
     recorded. SIGINT and SIGTERM: the step is finished and saved, then KeyboardInterrupt or SystemExit(143) is raised.
@@ -71,7 +89,7 @@ def train(config: RunConfig, output: Path, progress: Progress | None = None) -> 
         if final is not None:
             report({"event": "note", "text": f"{output} holds this run, finished: nothing to do"})
             return final
-        run = Run(config, folder, report)
+        run = Run(config, folder, report, parts or Parts())
         with run.stop, contextlib.closing(run.log):
             return run.to_the_end()
 
@@ -79,16 +97,16 @@ def train(config: RunConfig, output: Path, progress: Progress | None = None) -> 
 class Run:
     """One training run, from its newest checkpoint, or from its start."""
 
-    def __init__(self, config: RunConfig, folder: RunFolder, report: Progress) -> None:
+    def __init__(self, config: RunConfig, folder: RunFolder, report: Progress, parts: Parts) -> None:
         self.config, self.folder, self.report, self.stop = config, folder, report, StopRequests()
         # Precision is ours (`autocast`): Accelerate's is a state of the whole process, which runs may not share.
         self.accelerator = Accelerator(mixed_precision="no")
         if self.accelerator.num_processes > 1:
             raise UserError("training in several processes at once is not supported: start one")
-        self.dataset = open_dataset(config.data, config.seed)
+        self.dataset = parts.data(config)
         check_fit(config, self.dataset)
         folder.claim(self.dataset.fingerprint)
-        self.model = ReformerLM(config.model, seed=config.seed).to(self.accelerator.device)
+        self.model = parts.model(config).to(self.accelerator.device)
         self.optimizer = build_optimizer(config.optimizer, self.model)
         self.counters, self.saved_step = Counters(), -1
         checkpoint = newest_checkpoint(folder.checkpoints, lambda text: report({"event": "note", "text": text}))
