@@ -46,21 +46,21 @@ template <class T> class Forward : public Tile<T> {
     void weigh(int64_t a, int64_t from, int64_t to) {
         const Vec before = S::load(maximum + a);
         Vec top = before;
-        for (int64_t j = from; j < to; ++j) {
-            const Vec logit = S::load(this->scores.get() + j * QUERIES + a);
-            top = this->visible(a, j) & (logit > top) ? logit : top;
-        }
         const Vec nothing = S::all(-std::numeric_limits<T>::infinity());
+        this->each_key(a, from, to, [&](int64_t j, auto visible) {
+            const Vec logit = visible(S::load(this->scores.get() + j * QUERIES + a), nothing);
+            top = logit > top ? logit : top;
+        });
         const Vec base = top == nothing ? Vec{} : top;
         const Vec factor = S::exp(before - base);
         Vec sum = S::load(total + a) * factor;
-        for (int64_t j = from; j < to; ++j) {
+        this->each_key(a, from, to, [&](int64_t j, auto visible) {
             T* at = this->scores.get() + j * QUERIES + a;
-            Vec weight = this->visible(a, j) ? S::exp(S::load(at) - base) : Vec{};
+            Vec weight = visible(S::exp(S::load(at) - base), Vec{});
             sum += weight;
             if (this->problem.drop_below) weight *= this->keep(a, j);
             S::store(at, weight);
-        }
+        });
         for (int64_t i = 0; i < S::N; ++i) {
             if (total[a + i] == T(0) || factor[i] == T(1)) continue;
             T* row = output.get() + (a + i) * this->width_v;
@@ -81,7 +81,10 @@ template <class T> class Forward : public Tile<T> {
         each_piece(this->first_key(), this->keys_end(), KEYS, [&](int64_t key, int64_t keys_end) {
             this->load_keys(key, keys_end);
             this->multiply(this->k, this->width, this->q_columns.get(), this->scores.get());
-            this->each_vector([&](int64_t a, int64_t from, int64_t to) { weigh(a, from, to); });
+            this->each_vector([&](int64_t a, int64_t from, int64_t to) {
+                if (key == this->first_key()) this->ask_for_next(a, {});
+                weigh(a, from, to);
+            });
             this->add_to_queries(this->scores.get(), this->v, this->width_v, output.get());
         });
         for (int64_t i = 0; i < this->queries; ++i) {
@@ -95,6 +98,14 @@ template <class T> class Forward : public Tile<T> {
 };
 
 template <class T> class Backward : public Tile<T> {
+  public:
+    // What the rows of one sequence are read from and written to.
+    struct Tensors {
+        Rows<T> output, d_output, d_q, d_k, d_v;
+        const T* logsumexp;
+    };
+
+  private:
     using S = Simd<T>;
     using Vec = typename S::Vec;
     Buffer<T> d_output, d_output_columns, weights, d_q, output_row;
@@ -106,9 +117,9 @@ template <class T> class Backward : public Tile<T> {
     // into the weights.
     void differentiate(int64_t a, int64_t from, int64_t to) {
         const Vec base_a = S::load(base + a), shift_a = S::load(shift + a);
-        for (int64_t j = from; j < to; ++j) {
+        this->each_key(a, from, to, [&](int64_t j, auto visible) {
             T *score = this->scores.get() + j * QUERIES + a, *at = weights.get() + j * QUERIES + a;
-            const Vec weight = this->visible(a, j) ? S::exp(S::load(score) - base_a) : Vec{};
+            const Vec weight = visible(S::exp(S::load(score) - base_a), Vec{});
             Vec kept = weight, d_weight = S::load(at);
             if (this->problem.drop_below) {
                 const Vec keep = this->keep(a, j);
@@ -116,8 +127,9 @@ template <class T> class Backward : public Tile<T> {
                 d_weight *= keep;
             }
             S::store(at, kept);
-            S::store(score, weight * (d_weight - shift_a));
-        }
+            // Selected again: the gradient of a hidden pair's weight may be anything.
+            S::store(score, visible(weight * (d_weight - shift_a), Vec{}));
+        });
     }
 
     // Add what the keys of this tile receive.
@@ -133,12 +145,15 @@ template <class T> class Backward : public Tile<T> {
     }
 
     // The keys of one block, the queries' gradients if `mine`, those of the keys if `receive`.
-    void against(int64_t begin, int64_t end, bool mine, bool receive) {
+    void against(const Tensors& tensors, int64_t begin, int64_t end, bool mine, bool receive) {
         each_piece(begin, end, KEYS, [&](int64_t key, int64_t keys_end) {
             this->load_keys(key, keys_end);
             this->multiply(this->k, this->width, this->q_columns.get(), this->scores.get());
             this->multiply(this->v, this->width_v, d_output_columns.get(), weights.get());
-            this->each_vector([&](int64_t a, int64_t from, int64_t to) { differentiate(a, from, to); });
+            this->each_vector([&](int64_t a, int64_t from, int64_t to) {
+                if (key == this->first_key()) this->ask_for_next(a, {&tensors.output, &tensors.d_output});
+                differentiate(a, from, to);
+            });
             if (mine) this->add_to_queries(this->scores.get(), this->k, this->width, d_q.get());
             if (receive) keys_receive();
         });
@@ -149,12 +164,6 @@ template <class T> class Backward : public Tile<T> {
         : Tile<T>(problem), d_output(QUERIES * this->width_v), d_output_columns(this->width_v * QUERIES), weights(KEYS * QUERIES),
           d_q(QUERIES * this->width), output_row(this->width_v), d_k(std::min(problem.length, segment_length(problem)) * this->width),
           d_v(std::min(problem.length, segment_length(problem)) * this->width_v) {}
-
-    // What the rows of one sequence are read from and written to.
-    struct Tensors {
-        Rows<T> output, d_output, d_q, d_k, d_v;
-        const T* logsumexp;
-    };
 
     void segment(const Tensors& tensors, int64_t begin, int64_t end) {
         const Problem& problem = this->problem;
@@ -191,10 +200,10 @@ template <class T> class Backward : public Tile<T> {
         std::memset(d_q.get(), 0, this->queries * this->width * sizeof(T));
         const int64_t first = this->first_key(), keys_end = this->keys_end();
         const int64_t from = std::max(first, segment_begin), to = std::min(keys_end, segment_end);
-        if (mine) against(first, from, true, false);
-        against(from, to, mine, true);
+        if (mine) against(tensors, first, from, true, false);
+        against(tensors, from, to, mine, true);
         if (!mine) return;
-        against(to, keys_end, true, false);
+        against(tensors, to, keys_end, true, false);
         const T scale = T(this->problem.scale);
         for (int64_t i = 0; i < this->queries; ++i) {
             T* row = d_q.get() + i * this->width;

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <initializer_list>
 #include <limits>
 
 #include "dropout.h"
@@ -144,6 +145,21 @@ template <class T> struct Tile {
         }
     }
 
+    // Ask for what the next block will read in place of the queries [a, a + a vector). Asked for all at once, the rows would queue up.
+    void ask_for_next(int64_t a, std::initializer_list<const Rows<T>*> others) const {
+        const Rows<T> rows_q = sequence->rows(problem.q, problem.width), rows_k = sequence->rows(problem.k, problem.width);
+        const Rows<T> rows_v = sequence->rows(problem.v, problem.width_v);
+        const int64_t query = query_begin + queries + a, key = keys_end() + a;
+        for (int64_t i = query; i < std::min(query + S::N, problem.length); ++i) {
+            rows_q.ask(i);
+            for (const Rows<T>* rows : others) rows->ask(i);
+        }
+        for (int64_t j = key; j < std::min(key + S::N, problem.length); ++j) {
+            rows_k.ask(j);
+            rows_v.ask(j);
+        }
+    }
+
     // Call work(first key, number of keys, first query, end of queries) for a few keys at a time; the queries that may see one of
     // them, in whole cells.
     template <class Work> void each_keys(Work work) const {
@@ -181,11 +197,25 @@ template <class T> struct Tile {
         }
     }
 
-    // Which of the queries [a, a + a vector) see key j.
-    IVec visible(int64_t a, int64_t j) const {
-        if (sequence->is_padding(key_begin + j)) return IVec{};
-        const IVec position = S::all(Int(key_begin + j));
-        return (position >= S::load(visible_first + a)) & (position < S::load(visible_last + a));
+    // Call work(key, visible) for keys [from, to): `visible(x)` has the lanes of x, one for each of the queries [a, a + a vector), that
+    // see the key, and 0 in the others. Most vectors are seen as a whole.
+    template <class Work> void each_key(int64_t a, int64_t from, int64_t to, Work work) const {
+        const IVec first_a = S::load(visible_first + a), last_a = S::load(visible_last + a);
+        const auto in_part = [&](int64_t begin, int64_t end) {
+            for (int64_t j = begin; j < end; ++j) {
+                const IVec position = S::all(Int(key_begin + j));
+                const IVec seen = sequence->is_padding(key_begin + j) ? IVec{} : (position >= first_a) & (position < last_a);
+                work(j, [=](Vec x, Vec otherwise) { return seen ? x : otherwise; });
+            }
+        };
+        int64_t whole = to, whole_end = to;
+        if (a + S::N <= queries && !sequence->padding) {
+            whole = std::clamp(first[a + S::N - 1] - key_begin, from, to);
+            whole_end = std::clamp(last[a] - key_begin, whole, to);
+        }
+        in_part(from, whole);
+        for (int64_t j = whole; j < whole_end; ++j) work(j, [](Vec x, Vec) { return x; });
+        in_part(whole_end, to);
     }
 
     // Dropout's factors of key j for the queries [a, a + a vector).
