@@ -39,9 +39,8 @@ def test_opcheck(layout: str, dtype: torch.dtype, behind: str) -> None:
     values, mask = ("auto", *vars(options).values()), padding_mask("random", 2, 50)
     if behind == "torch":
         # The checks look into tensors' memory, and those of torch.func, in its backward pass, have none.
-        torch.library.opcheck(
-            torch.ops.reformer_lab.local_attention.default, (*given, mask, *values), test_utils=("test_schema", "test_faketensor")
-        )
+        call, checks = (*given, mask, *values), ("test_schema", "test_faketensor")
+        torch.library.opcheck(torch.ops.reformer_lab.local_attention.default, call, test_utils=checks)
         return
     call = (*(x.requires_grad_() for x in given), mask, *values)
     torch.library.opcheck(torch.ops.reformer_lab.local_attention.default, call)
