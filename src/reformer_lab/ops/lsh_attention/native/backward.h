@@ -127,7 +127,7 @@ template <class T> class Backward : public Tile<T> {
         facts[MAXIMUM] = saved.maximum[at];
         facts[TOTAL] = saved.total[at];
         // The softmax's own term, less what the gradient of the logsumexp adds: d logit = weight * (d weight - shift).
-        facts[SHIFT] = Sequence<T>::dot(sequence[D_OUTPUT][i], row, sequence.problem.width_v) - saved.d_logsumexp[at];
+        facts[SHIFT] = dot(sequence[D_OUTPUT][i], row, sequence.problem.width_v) - saved.d_logsumexp[at];
     }
 
     // Add the gradients of a token that saw itself alone: its logit is scale |x|.

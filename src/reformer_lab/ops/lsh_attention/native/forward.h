@@ -101,7 +101,7 @@ template <class T> class Forward : public Tile<T> {
         to.maximum[at] = maximum;
         to.total[at] = total;
         const T unit = facts[INVERSE_LENGTH] * T(problem.logit_scale);
-        to.logsumexp[at] = alone ? Sequence<T>::dot(q, q, problem.width) * unit : maximum + std::log(total);
+        to.logsumexp[at] = alone ? dot(q, q, problem.width) * unit : maximum + std::log(total);
     }
 };
 

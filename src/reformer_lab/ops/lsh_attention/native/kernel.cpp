@@ -1,9 +1,10 @@
-// LSH attention on CPUs, as Python calls it: through ctypes from the modules beside this file, so there is no header of torch or
+// LSH attention and local attention on CPUs, as Python calls it: through ctypes from the modules beside this file, so there is no header of torch or
 // Python here. The mathematics: ../README.md.
 
 #include "backward.h"
 #include "forward.h"
 #include "hash.h"
+#include "local.h"
 
 namespace {
 
@@ -40,4 +41,16 @@ int lsh_hash_double(const HashProblem* problem) {
 
 LSH_PASSES(float, float)
 LSH_PASSES(double, double)
+
+#define LOCAL_PASSES(NAME, T)                                                                                                    \
+    int local_forward_##NAME(const local::Problem* problem, const Tensor4* output, T* logsumexp) {                               \
+        return guarded([&] { local::forward<T>(*problem, *output, logsumexp); });                                                \
+    }                                                                                                                            \
+    int local_backward_##NAME(const local::Problem* problem, const Tensor4* output, const Tensor4* d_output, const T* logsumexp, \
+                              const Tensor4* d_q, const Tensor4* d_k, const Tensor4* d_v) {                                      \
+        return guarded([&] { local::backward<T>(*problem, *output, *d_output, logsumexp, *d_q, *d_k, *d_v); });                  \
+    }
+
+LOCAL_PASSES(float, float)
+LOCAL_PASSES(double, double)
 }

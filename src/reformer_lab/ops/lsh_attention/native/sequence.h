@@ -9,6 +9,7 @@
 #include <memory>
 #include <vector>
 
+#include "dropout.h"
 #include "layout.h"
 #include "memory.h"
 #include "parallel.h"
@@ -58,23 +59,6 @@ template <class T> class Layout {
 
 enum : int64_t { Q, V, OUTPUT, D_OUTPUT = OUTPUT, D_QK, D_V };  // parts
 
-// The hash of reformer_lab.ops.random.keep_pairs, up to the query: of (seed, sequence), then of the query's position.
-inline uint64_t mix(uint64_t x) {
-    x = (x ^ (x >> 16)) * 0x7FEB352Du & 0xFFFFFFFFu;
-    x = (x ^ (x >> 15)) * 0x846CA68Bu & 0xFFFFFFFFu;
-    return x ^ (x >> 16);
-}
-inline uint64_t hash_sequence(const Problem& problem, int64_t sequence) {
-    const uint64_t seed = uint64_t(problem.dropout_seed) & 0xFFFFFFFFu;
-    return mix((uint64_t(sequence) * 0x9E3779B1u + seed) & 0xFFFFFFFFu);
-}
-inline uint64_t hash_query(uint64_t sequence_hash, int64_t position) {
-    return mix(sequence_hash ^ (uint64_t(position) * 0x85EBCA6Bu & 0xFFFFFFFFu));
-}
-inline uint64_t hash_key(uint64_t query_hash, int64_t position) {
-    return mix(query_hash ^ (uint64_t(position) * 0xC2B2AE35u & 0xFFFFFFFFu));
-}
-
 template <class T> class Sequence {
     using Int = typename Lanes<T>::Int;
 
@@ -91,7 +75,7 @@ template <class T> class Sequence {
     // `memory`: layout.bytes of it, which the sequence uses as long as it lives.
     Sequence(const Problem& problem, const Layout<T>& layout, int64_t index, int64_t threads, T* memory)
         : layout(layout), records{memory, layout.size}, problem(problem), index(index), threads(threads),
-          hash(hash_sequence(problem, index)), rounds(problem.rounds) {
+          hash(hash_sequence(problem.dropout_seed, index)), rounds(problem.rounds) {
         for (const auto& part : layout.parts) {
             const bool in_tensor = part.offset == Layout<T>::IN_TENSOR;
             fields.push_back(in_tensor ? rows(part.tensor, part.width).in_place() : Field<T>{memory + part.offset, layout.size});
@@ -139,16 +123,6 @@ template <class T> class Sequence {
         if (layout.packed) return;
         for (size_t p = 0; p < fields.size(); ++p)
             if (layout.parts[p].offset == Layout<T>::IN_TENSOR) ask(fields[p][position], layout.parts[p].width);
-    }
-
-    static T dot(const T* a, const T* b, int64_t size) {
-        using S = Simd<T>;
-        typename S::Vec sum{};
-        int64_t i = 0;
-        for (; i + S::N <= size; i += S::N) sum += S::load(a + i) * S::load(b + i);
-        T result = S::sum(sum);
-        for (; i < size; ++i) result += a[i] * b[i];
-        return result;
     }
 
   private:

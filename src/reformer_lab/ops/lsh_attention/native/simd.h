@@ -122,6 +122,17 @@ template <class T> struct Simd {
     }
 };
 
+// The sum of a[i] * b[i].
+template <class T> inline T dot(const T* a, const T* b, int64_t size) {
+    using S = Simd<T>;
+    typename S::Vec sum{};
+    int64_t i = 0;
+    for (; i + S::N <= size; i += S::N) sum += S::load(a + i) * S::load(b + i);
+    T result = S::sum(sum);
+    for (; i < size; ++i) result += a[i] * b[i];
+    return result;
+}
+
 // C[M x NV vectors] (+)= A[M x depth] B[depth x NV vectors]; A's element (i, k) is a[i * a_row + k * a_column].
 template <class T, int M, int NV, bool ADD>
 static inline void product_block(long depth, const T* a, long a_row, long a_column, const T* b, long b_row, T* c, long c_row) {

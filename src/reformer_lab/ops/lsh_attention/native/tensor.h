@@ -86,6 +86,13 @@ template <class T> class Rows {
         else read_as<T>(row, to, [](T x) { return x; });
     }
 
+    // Ask for a row that will be read. Into the second cache: the first is too small for what comes.
+    void ask(int64_t position) const {
+        asm volatile("");  // without an effect, GCC drops the call of a function that only prefetches
+        const char* row = data + position * row_stride * number_bytes();
+        for (int64_t byte = 0; byte < size * number_bytes(); byte += 64) __builtin_prefetch(row + byte, 0, 2);
+    }
+
     // The rows written to are always contiguous in themselves.
     void write(int64_t position, const T* from) const {
         char* row = data + position * row_stride * number_bytes();

@@ -107,14 +107,9 @@ template <class T> struct Tile {
 
     // Dropout's factors of the keys [j, j + a vector) for query i.
     Vec keep(int64_t i, int64_t j) {
-        using UInt = typename S::UInt;
-        const UVec low = S::all(UInt(0xFFFFFFFFu));
+        const Problem& problem = sequence->problem;
         const UVec position = (UVec)S::load(key_position.get() + j);
-        UVec x = S::all(UInt(query_hash[i])) ^ (position * S::all(UInt(0xC2B2AE35u)) & low);
-        x = (x ^ (x >> 16)) * S::all(UInt(0x7FEB352Du)) & low;
-        x = (x ^ (x >> 15)) * S::all(UInt(0x846CA68Bu)) & low;
-        x ^= x >> 16;
-        return x >= S::all(UInt(sequence->problem.drop_below)) ? S::all(T(sequence->problem.keep_factor)) : Vec{};
+        return keep_factors<T>(S::all(typename S::UInt(query_hash[i])), position, problem.drop_below, problem.keep_factor);
     }
 
   private:
