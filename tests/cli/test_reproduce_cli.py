@@ -77,6 +77,9 @@ def test_data_are_asked_for_before_anything_runs(
     error = error_of(capsys, "reproduce", "--scale", "small", "--only", "depth,table2")
     assert "books.zip is not here, which depth at the scale small is trained on" in error
     assert "--data" in error
+    assert "another text with --corpus" in error
+    error = error_of(capsys, "reproduce", "--scale", "small", "--only", "depth", "--corpus", "mine.txt")
+    assert "mine.txt is not here" in error
     assert list(tmp_path.iterdir()) == []
     assert "no such folder" in error_of(capsys, "reproduce", "--scale", "small", "--data", "nowhere")
 
@@ -87,6 +90,7 @@ def test_what_reproduce_asks_of_the_engine(
     calls = []
 
     def run_suite(plan: Plan, output: Path, *, workers: int | None, minutes: float | None, command: str) -> SuiteOutcome:
+        assert plan.corpus == ("novel.txt" if "novel.txt" in command else "")
         calls.append((plan.scale, list(plan.entries), output, workers, command))
         from reformer_lab.reporting.records import Suite
         suite = Suite(scale=plan.scale, started="", command=command, arms=plan.entries)
@@ -109,6 +113,12 @@ def test_what_reproduce_asks_of_the_engine(
                         "reformer-lab reproduce --output 'my results' --workers 3")
     assert main(["reproduce", "--scale", "smoke", "--only", "table2", "--minutes", "0.5"]) == 3
     assert "the time is over; 3 of 4 runs are left (table2 " in capsys.readouterr().err
+    assert main(["reproduce", "--scale", "smoke", "--corpus", "novel.txt", "--output", "reproduction/novel"]) == 0
+    assert calls[3][-1].endswith("--corpus novel.txt --output reproduction/novel")
+    capsys.readouterr()
+    assert main(["report", "reproduction"]) == 0
+    out = capsys.readouterr().out
+    assert out.splitlines()[-1] == "report: reproduction/index.html"
     assert main(["report", "reproduction/smoke"]) == 0
     assert "report: reproduction/smoke/report/index.html" in capsys.readouterr().out
-    assert module.HELP.count("reformer-lab reproduce") == 5
+    assert module.HELP.count("reformer-lab reproduce") == 6

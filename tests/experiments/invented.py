@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from reformer_lab.experiments import memory, speed
 from reformer_lab.experiments.claim import Arm, Experiment, ExperimentResults, Scale
 from reformer_lab.reporting.records import Record
 
@@ -27,3 +28,55 @@ def trained(bits: float, others: Mapping[str, float] | None = None) -> Events:
     return [{"event": "eval", "step": 10, "name": "own", "bits": bits + 1},
             {"event": "eval", "step": 20, "name": "own", "bits": bits},
             {"event": "final", "step": 20, "parameters": 1000, "evaluations": scores}]
+
+
+def rounds_events(bits: dict[str, float], raised: float) -> Any:
+    """Runs with these bits; each doubling of the rounds at evaluation alone changes them by a quarter of `raised`."""
+    def events(arm: Arm) -> Events:
+        own = bits[arm.name]
+        return trained(own, {f"LSH-{rounds}": own + raised * number / 4 for number, rounds in enumerate((1, 2, 4, 8, 16))})
+    return events
+
+
+TABLE = {  # convention b, LSH-8, LSH-4, LSH-2, LSH-1: the rough trial of PAPER section 1
+    "full": (1.0, 1.0, 0.999, 0.987, 0.893), "LSH-4": (1.0, 1.0, 0.999, 0.965, 0.830),
+    "LSH-2": (1.0, 1.0, 1.0, 0.995, 0.923), "LSH-1": (1.0, 1.0, 1.0, 0.99, 0.95),
+}
+
+
+def table_events(changes: dict[tuple[str, str], float]) -> Any:
+    def events(arm: Arm) -> Events:
+        cells = dict(zip(("full", "LSH-8", "LSH-4", "LSH-2", "LSH-1"), TABLE[arm.name], strict=True))
+        cells |= {column: value for (row, column), value in changes.items() if row == arm.name}
+        scores = {name: {"accuracy": value} for name, value in {"full, raw keys": 0.008, **cells}.items()}
+        return [{"event": "eval", "step": 100, "name": "own", "accuracy": 0.5},
+                {"event": "final", "step": 700, "stopped_early": True, "evaluations": scores}]
+    return events
+
+
+def speed_events(exponents: dict[str, float], spread: float = 0.0) -> Any:
+    """Times that grow with these exponents, "full" and "lsh"; the three repeats' exponents differ by `spread`."""
+    def events(arm: Arm) -> Events:
+        exponent = exponents["full" if arm.name == speed.FULL else "lsh"]
+        base = 1.0 if arm.name == speed.FULL else 2.0
+        return [{"event": "measurement", "length": length, "batch_size": 8192 // length, "status": "finished", "model": {},
+                 "seconds": [base * (length / 1024) ** (exponent + spread * repeat) * (1 + repeat / 100)
+                             for repeat in (0, 1, -1)], "median": 1.0,
+                 "low": 1.0, "high": 1.0, "device_name": "invented", "threads": 1}
+                for length in (1024, 2048, 4096, 8192)]
+    return events
+
+
+def memory_events(reversible_layer: float, loss: float = 5.5, chunked: float = 0.3) -> Any:
+    def events(arm: Arm) -> Events:
+        common = {"event": "measurement", "status": "finished", "batch_size": 1, "seconds": 1.0, "loss": 5.5,
+                  "gradient_norm": 1.0, "gradient_component": 0.1}
+        if arm.name in (memory.DEPTH_REVERSIBLE, memory.DEPTH_STORED):
+            layer = reversible_layer if arm.name == memory.DEPTH_REVERSIBLE else 20e6
+            return [{**common, "length": 2048, "model": {"num_layers": depth}, "activation_bytes": 50e6 + depth * layer}
+                    for depth in (2, 4, 8)]
+        if arm.name == memory.CHUNK:
+            return [{**common, "length": 2048, "model": {"ff_chunk_length": chunk}, "loss": loss if chunk else 5.5,
+                     "activation_bytes": 100e6 * (chunked if chunk else 1)} for chunk in (None, 2048, 512, 128)]
+        return [{**common, "length": length, "model": {}, "activation_bytes": length * 1e4} for length in (2048, 4096, 8192)]
+    return events

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from invented import Events, invent, trained
+from invented import Events, invent, memory_events, rounds_events, speed_events, table_events, trained
 
 from reformer_lab.experiments import depth, hash_rounds, memory, reversible, shared_qk, speed, table2
 from reformer_lab.experiments.claim import Arm, Scale, Verdict
@@ -89,14 +89,6 @@ def test_one_seed_is_indicative_and_smoke_decides_nothing() -> None:
         assert verdict.indicative
 
 
-def rounds_events(bits: dict[str, float], raised: float) -> Any:
-    """Runs with these bits; each doubling of the rounds at evaluation alone changes them by a quarter of `raised`."""
-    def events(arm: Arm) -> Events:
-        own = bits[arm.name]
-        return trained(own, {f"LSH-{rounds}": own + raised * number / 4 for number, rounds in enumerate((1, 2, 4, 8, 16))})
-    return events
-
-
 @pytest.mark.parametrize(("best", "raised", "outcome"), [
     (2.02, -0.1, "supported"),      # close to full attention, better than one round, better with more at evaluation
     (2.2, -0.1, "contradicted"),    # far from full attention
@@ -149,22 +141,6 @@ def test_depth(change: float, outcome: str) -> None:
     assert "only \"deeper is better\" is judged, 2 to 8 layers, not on enwik8" in verdict.summary
 
 
-TABLE = {  # convention b, LSH-8, LSH-4, LSH-2, LSH-1: the rough trial of PAPER section 1
-    "full": (1.0, 1.0, 0.999, 0.987, 0.893), "LSH-4": (1.0, 1.0, 0.999, 0.965, 0.830),
-    "LSH-2": (1.0, 1.0, 1.0, 0.995, 0.923), "LSH-1": (1.0, 1.0, 1.0, 0.99, 0.95),
-}
-
-
-def table_events(changes: dict[tuple[str, str], float]) -> Any:
-    def events(arm: Arm) -> Events:
-        cells = dict(zip(("full", "LSH-8", "LSH-4", "LSH-2", "LSH-1"), TABLE[arm.name], strict=True))
-        cells |= {column: value for (row, column), value in changes.items() if row == arm.name}
-        scores = {name: {"accuracy": value} for name, value in {"full, raw keys": 0.008, **cells}.items()}
-        return [{"event": "eval", "step": 100, "name": "own", "accuracy": 0.5},
-                {"event": "final", "step": 700, "stopped_early": True, "evaluations": scores}]
-    return events
-
-
 @pytest.mark.parametrize(("changes", "outcome"), [
     ({}, "supported"),
     ({("LSH-2", "LSH-2"): 0.97, ("LSH-2", "LSH-1"): 0.9}, "inconclusive"),  # below 99 % in its own setting
@@ -179,6 +155,44 @@ def table_events(changes: dict[tuple[str, str], float]) -> Any:
 def test_table2(changes: dict[tuple[str, str], float], outcome: str) -> None:
     results = invent(table2.EXPERIMENT, "quick", table_events(changes))
     assert table2.EXPERIMENT.verdicts(results)[0].outcome == outcome
+
+
+@pytest.mark.parametrize(("per_seed", "outcome"), [
+    ((0.95, 0.95, 0.95), "supported"),
+    ((0.95, 0.83, 0.95), "inconclusive"),   # one seed misses 84 %
+    ((0.95, 0.71, 0.95), "inconclusive"),   # one seed fails
+    ((0.71, 0.71, 0.83), "inconclusive"),   # two of three fail
+    ((0.71, 0.6, 0.7), "contradicted"),
+])
+def test_the_worst_seed_of_table2_decides(per_seed: tuple[float, ...], outcome: str) -> None:
+    results = invent(table2.EXPERIMENT, "small", lambda arm: table_events({("LSH-1", "LSH-1"): per_seed[arm.seed]})(arm))
+    (verdict,) = table2.EXPERIMENT.verdicts(results)
+    assert (verdict.outcome, verdict.n) == (outcome, 3)
+    assert f"LSH-1 {100 * min(per_seed):.1f}" in verdict.summary
+    assert "lowest of 3 seeds" in verdict.summary
+
+
+def test_the_number_of_table2_is_the_lowest_over_rows_and_seeds() -> None:
+    lowest = {0: 0.999, 1: 0.992, 2: 0.996}
+    results = invent(table2.EXPERIMENT, "small", lambda arm: table_events({("LSH-2", "LSH-2"): lowest[arm.seed]})(arm))
+    (verdict,) = table2.EXPERIMENT.verdicts(results)
+    assert (verdict.outcome, verdict.value, verdict.low) == ("supported", pytest.approx(99.2), None)
+    table = next(table for table in table2.EXPERIMENT.show(results).tables if table.title.startswith("Lowest"))
+    assert table.rows[2][table.header.index("LSH-2")] == 99.2
+    one = table2.EXPERIMENT.show(invent(table2.EXPERIMENT, "quick", table_events({})))
+    assert not any(table.title.startswith("Lowest") for table in one.tables)
+
+
+@pytest.mark.parametrize(("cells", "outcome"), [
+    ((1.0, 1.0, 1.0, 0.996), "supported"),        # LSH-1, solved by one round: nothing to rise
+    ((0.998, 0.998, 0.998, 0.998), "supported"),
+    ((0.96, 0.961, 0.962, 0.963), "inconclusive"),  # no step falls by 0.5 points, but the trend does not rise
+])
+def test_accuracy_must_rise_with_the_rounds(cells: tuple[float, ...], outcome: str) -> None:
+    row = dict(zip((("LSH-1", f"LSH-{rounds}") for rounds in (8, 4, 2, 1)), cells, strict=True))
+    (verdict,) = table2.EXPERIMENT.verdicts(invent(table2.EXPERIMENT, "quick", table_events(row)))
+    assert verdict.outcome == outcome
+    assert ("does not rise" in verdict.summary) == (outcome != "supported")
 
 
 def test_the_papers_own_table_supports_its_claim_at_its_length() -> None:
@@ -208,17 +222,6 @@ def test_the_tables_text_is_about_the_runs_that_were_made() -> None:
     assert "at most 77 steps" in section.text[0]
     full, other = section.tables[1].rows[0], section.tables[1].rows[1]
     assert (full[1:3], other[1:3]) == ((100, None), (None, 0.8))
-
-
-def speed_events(exponents: dict[str, float]) -> Any:
-    def events(arm: Arm) -> Events:
-        exponent = exponents["full" if arm.name == speed.FULL else "lsh"]
-        base = 1.0 if arm.name == speed.FULL else 2.0
-        return [{"event": "measurement", "length": length, "batch_size": 8192 // length, "status": "finished", "model": {},
-                 "seconds": [base * (length / 1024) ** exponent * wobble for wobble in (1, 1.01, 0.99)], "median": 1.0,
-                 "low": 1.0, "high": 1.0, "device_name": "invented", "threads": 1}
-                for length in (1024, 2048, 4096, 8192)]
-    return events
 
 
 @pytest.mark.parametrize(("full", "lsh", "c8", "c1"), [
@@ -258,21 +261,6 @@ def test_ratio_of_medians_needs_no_pairs() -> None:
     assert found.n == 5
     assert speed.ratio_of_medians([2.0, 9.0, 2.1, 1.9, 2.0], [1.0, 1.1, 0.9, 1.0, 1.0]).value == found.value
     assert speed.ratio_of_medians([3.0], [1.0]) == Estimate(value=3.0)
-
-
-def memory_events(reversible_layer: float, loss: float = 5.5, chunked: float = 0.3) -> Any:
-    def events(arm: Arm) -> Events:
-        common = {"event": "measurement", "status": "finished", "batch_size": 1, "seconds": 1.0, "loss": 5.5,
-                  "gradient_norm": 1.0, "gradient_component": 0.1}
-        if arm.name in (memory.DEPTH_REVERSIBLE, memory.DEPTH_STORED):
-            layer = reversible_layer if arm.name == memory.DEPTH_REVERSIBLE else 20e6
-            return [{**common, "length": 2048, "model": {"num_layers": depth}, "activation_bytes": 50e6 + depth * layer}
-                    for depth in (2, 4, 8)]
-        if arm.name == memory.CHUNK:
-            return [{**common, "length": 2048, "model": {"ff_chunk_length": chunk}, "loss": loss if chunk else 5.5,
-                     "activation_bytes": 100e6 * (chunked if chunk else 1)} for chunk in (None, 2048, 512, 128)]
-        return [{**common, "length": length, "model": {}, "activation_bytes": length * 1e4} for length in (2048, 4096, 8192)]
-    return events
 
 
 @pytest.mark.parametrize(("layer", "outcome"), [(0.1e6, "supported"), (5e6, "contradicted"), (1.5e6, "inconclusive")])

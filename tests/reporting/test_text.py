@@ -28,7 +28,7 @@ def test_numbers(value: object, text: str) -> None:
 
 
 def test_intervals() -> None:
-    assert interval_text(99.8, 99.1, 100.0, "%") == "99.8 % [99.1, 100]"
+    assert interval_text(99.8, 99.1, 100.0, "%") == "99.8 [99.1, 100] %"
     assert interval_text(1.25, None, None, "") == "1.25"
     assert interval_text(None, 1.0, 2.0, "%") == ""
 

@@ -5,10 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from made_up import EXPERIMENTS, write_suite
+from made_up import EXPERIMENTS, arms, write_suite
 from rich.console import Console
 
+from reformer_lab.experiments.claim import ExperimentResults
 from reformer_lab.experiments.claims import CLAIMS
+from reformer_lab.experiments.registry import EXPERIMENTS as REAL
 from reformer_lab.reporting.console import print_verdicts
 from reformer_lab.reporting.records import read_results
 from reformer_lab.reporting.verdicts import ClaimRow, one_line_table_markdown, suite_results, tally, verdict_rows
@@ -27,13 +29,23 @@ def test_every_claim_has_a_row_in_order(rows: list[ClaimRow]) -> None:
 def test_rows_carry_verdict_interval_seeds_and_command(rows: list[ClaimRow]) -> None:
     by_claim = {row.claim.id: row for row in rows}
     assert by_claim["C7"].verdict.outcome == "supported"
-    assert by_claim["C7"].interval == "99.5 % [98.51, 100.5]"
-    assert by_claim["C7"].seeds == "n = 3"
-    assert by_claim["C8"].seeds == "n = 1, indicative"
+    assert by_claim["C7"].interval == "99.5 [98.51, 100.5] %"
+    assert by_claim["C7"].method == "95 % interval over 3 seeds, Student's t"
+    assert by_claim["C7"].verdict.label == "supported (n = 3 seeds)"
+    assert (by_claim["C8"].method, by_claim["C8"].verdict.label) == ("", "supported (indicative, n = 1 seed)")
+    assert by_claim["C7"].link("index.html") == "#table-2-rounds-at-training-and-at-evaluation"
     assert by_claim["C7"].command == "reformer-lab reproduce --scale quick --only table2"
     assert by_claim["C9"].verdict.summary == "no finished run of 12 layers; 2 of 4 runs missing"
-    assert (by_claim["C9"].interval, by_claim["C9"].seeds) == ("", "")
+    assert (by_claim["C9"].interval, by_claim["C9"].verdict.label, by_claim["C9"].where) == ("", "not run", "")
     assert by_claim["C12"].command == ""
+    assert by_claim["C9"].command == "reformer-lab reproduce --scale quick --only depth"
+
+
+def test_no_command_where_it_would_not_run_the_claim() -> None:
+    results = {"memory": ExperimentResults(scale="quick", arms=(arms("depth")[0].entry(),))}
+    rows = {row.claim.id: row for row in verdict_rows([REAL["memory"]], results)}
+    assert rows["C13"].verdict.summary == rows["C13"].claim.not_run
+    assert (rows["C13"].command, rows["C2"].command) == ("", "reformer-lab reproduce --scale quick --only memory")
 
 
 def test_a_claim_of_two_experiments_has_two_rows_if_both_are_in_the_suite(tmp_path: Path) -> None:
@@ -48,8 +60,10 @@ def test_a_claim_of_two_experiments_has_two_rows_if_both_are_in_the_suite(tmp_pa
 
 
 def test_tally_counts_in_the_order_of_the_outcomes(rows: list[ClaimRow]) -> None:
-    assert tally(rows) == {"supported": 3, "contradicted": 1, "inconclusive": 1, "not run": 8}
-    assert list(tally(reversed(rows))) == ["supported", "contradicted", "inconclusive", "not run"]
+    assert tally(rows) == {"supported": 1, "supported (indicative)": 2, "contradicted (indicative)": 1,
+                           "inconclusive": 1, "not run": 8}
+    assert list(tally(reversed(rows))) == ["supported", "supported (indicative)", "contradicted (indicative)", "inconclusive",
+                                           "not run"]
 
 
 def test_plain_lines_where_there_is_no_terminal(rows: list[ClaimRow]) -> None:
@@ -57,8 +71,9 @@ def test_plain_lines_where_there_is_no_terminal(rows: list[ClaimRow]) -> None:
     print_verdicts(rows, Console(file=stream, width=40))
     lines = stream.getvalue().splitlines()
     assert len(lines) == len(rows) + 1
-    assert lines[6] == "C7: supported: full and LSH-4 solve the task on their own setting (table2, n = 3)"
-    assert lines[-1] == "13 claims: 3 supported, 1 contradicted, 1 inconclusive, 8 not run"
+    assert lines[6] == "C7: supported (n = 3 seeds): full and LSH-4 solve the task on their own setting (table2, quick)"
+    assert lines[-1] == ("13 claims: 1 supported, 2 supported (indicative), 1 contradicted (indicative), 1 inconclusive, "
+                         "8 not run")
     assert "\x1b" not in stream.getvalue()
 
 
@@ -73,6 +88,10 @@ def test_a_table_in_a_terminal_shows_brackets_as_they_are(rows: list[ClaimRow]) 
 def test_the_readmes_table_has_one_line_for_each_row(rows: list[ClaimRow]) -> None:
     lines = one_line_table_markdown(rows).splitlines()
     assert len(lines) == len(rows) + 2
-    assert lines[2 + 6].startswith("| C7 | One layer solves")
-    assert lines[2 + 6].endswith("| **supported** (quick, n = 3) |")
-    assert lines[-1].endswith("| not run |")
+    assert lines[2 + 6].startswith("| C7 | The duplication task is solved")
+    assert "| **supported** (n = 3 seeds), quick | 99.5 \\[98.51, 100.5\\] % |" in lines[2 + 6]
+    assert lines[2 + 6].endswith("| `--scale quick --only table2` |")
+    assert "| supported (indicative, n = 1 seed), quick |" in lines[2 + 7]
+    assert lines[-1].endswith("|  |")
+    linked = one_line_table_markdown(rows, "my results").splitlines()
+    assert "**supported** (n = 3 seeds), [quick](my%20results/report/REPRODUCTION.md#table-2-rounds-at-" in linked[2 + 6]

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -246,6 +247,8 @@ def test_folders_that_cannot_be_used_are_left_alone(log: Path, tmp_path: Path) -
         with pytest.raises(UserError, match=message) as caught:
             run(plan(training(1), scale=scale), tmp_path / folder)
         assert "--output" in str(caught.value)
+    with pytest.raises(UserError, match=r"a suite on the scale's own text, not on the text novel\.txt.*--output"):
+        run(replace(plan(training(1)), corpus="novel.txt"), tmp_path / "suite")
     assert sorted(str(path) for path in tmp_path.rglob("*")) == before
     assert len(lines(log, "started")) == 1
 

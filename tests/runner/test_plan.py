@@ -9,6 +9,7 @@ from reformer_lab.experiments.claim import Arm
 from reformer_lab.experiments.registry import EXPERIMENTS, get_experiments
 from reformer_lab.runner.plan import make_plan, on_one_gpu, training_cost
 from reformer_lab.training.config import RunConfig
+from reformer_lab.training.run_folder import differences
 
 
 def test_shared_arms_are_planned_once() -> None:
@@ -52,6 +53,22 @@ def test_small_steps_share_one_gpu_and_large_ones_have_it_alone() -> None:
     assert len(small) + len(large) == len(plan.trainings)
     costs = [training_cost(arm.run) for arm in large]
     assert costs == sorted(costs, reverse=True)
+
+
+def test_another_corpus_is_read_by_what_reads_a_text_and_by_nothing_else() -> None:
+    experiments = get_experiments(["table2", "shared_qk", "memory"])
+    own, other = make_plan(experiments, "small"), make_plan(experiments, "small", "texts/novel.txt")
+    assert (own.corpus, other.corpus) == ("", "texts/novel.txt")
+    for name in ("table2", "memory"):
+        assert own.entries[name] == other.entries[name]
+    assert not {arm.id for arm in own.entries["shared_qk"]} & {arm.id for arm in other.entries["shared_qk"]}
+    for before, after in zip(own.entries["shared_qk"], other.entries["shared_qk"], strict=True):
+        runs = own.arms[before.id].run, other.arms[after.id].run
+        assert isinstance(runs[0], RunConfig)
+        assert isinstance(runs[1], RunConfig)
+        assert [line.split(" is ")[0] for line in differences(runs[0].to_dict(), runs[1].to_dict())] == ["data.path"]
+        assert (before.name, before.seed) == (after.name, after.seed)
+    assert set(other.missing_data) == {"texts/novel.txt"}
 
 
 def test_data_that_are_not_here_are_named_with_who_wants_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ examples:
   reformer-lab reproduce --scale small --only table2,memory --output results/small
   reformer-lab reproduce --scale small --data ~/texts     # the folder that holds books.zip
   reformer-lab reproduce --scale gpu --minutes 8          # a piece of it; again and again, until the exit code is not 3
+  reformer-lab reproduce --scale small --corpus novel.txt # another text for the language models
 """
 
 EXIT_LEFT = 3
@@ -31,6 +32,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder of runs, results and report (reproduction/SCALE)")
     parser.add_argument("--data", type=Path, metavar="DIR",
                         help="where the data that a scale names are looked for ($REFORMER_LAB_DATA, or the current folder)")
+    parser.add_argument("--corpus", metavar="NAME", default="",
+                        help="text that the language models read instead of the scale's own: enwik8, or any UTF-8 file, plain "
+                        "or compressed")
     parser.add_argument("--workers", type=int, metavar="N",
                         help="trainings at once (one for each processor; on a GPU one, or four small ones)")
     parser.add_argument("--minutes", type=float, metavar="M",
@@ -60,7 +64,7 @@ def main(argv: list[str]) -> int:
     from reformer_lab.runner.plan import make_plan
 
     command = shlex.join(["reformer-lab", "reproduce", *argv])
-    plan = make_plan(experiments, scale)
+    plan = make_plan(experiments, scale, arguments.corpus)
     if not plan.arms:
         others = [other for other in SCALES if any(one.arms(other) for one in experiments)]
         raise UserError(f"{', '.join(plan.entries)}: no runs at the scale {scale}; choose {' or '.join(others)}")
@@ -68,7 +72,7 @@ def main(argv: list[str]) -> int:
         raise UserError(f"{path} is not here, which {', '.join(wanting)} at the scale {scale} is trained on: "
                         + ("run `reformer-lab data download enwik8` once" if path == "enwik8"
                            else "give the folder that holds it with --data")
-                        + ", or name other experiments with --only")
+                        + ", or another text with --corpus, or name other experiments with --only")
     outcome = run_suite(plan, output, workers=arguments.workers, minutes=arguments.minutes, command=command)
     print_report(output)
     for label, error in outcome.failed.items():

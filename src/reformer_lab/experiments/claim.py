@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from reformer_lab.data.config import ByteCorpusConfig
 from reformer_lab.errors import UserError
 from reformer_lab.reporting.records import ArmEntry, MissingResult, Record, Suite
 from reformer_lab.reporting.section import Section
@@ -33,6 +34,12 @@ SCALE_NOTES: dict[str, str] = {
 
 Outcome = Literal["supported", "contradicted", "inconclusive", "not run"]
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
+ENOUGH_SEEDS = 3
+"""With fewer a verdict is at most "indicative"."""
+
+Sampling = Literal["seeds", "repeats", "deterministic"]
+"""What is counted by a verdict's n: trainings that differ in their seed; repeats of one measurement on one machine; or nothing,
+because a repeat gives the same number (docs/decisions/0018)."""
 
 
 def check_scale(scale: str) -> Scale:
@@ -49,6 +56,8 @@ class Claim:
 
     id: str
     """ "C1" to "C13"."""
+    short: str
+    """What is claimed, in a line of a table."""
     statement: str
     """What is claimed, in our words."""
     source: str
@@ -121,6 +130,13 @@ class Arm:
         slug = re.sub(r"[^a-z0-9]+", "-", " ".join(words).lower()).strip("-")
         return f"{slug}-seed{run.seed}-{run.digest()}"
 
+    def on_corpus(self, corpus: str) -> "Arm":
+        """Return the arm with another text; itself where it reads no text, or where `corpus` is ""."""
+        run = self.run
+        if not corpus or isinstance(run, MeasurementConfig) or not isinstance(run.data, ByteCorpusConfig):
+            return self
+        return replace(self, run=replace(run, data=run.data.replace(path=corpus)))
+
     def entry(self) -> ArmEntry:
         """Return what `Suite` records of the arm."""
         return ArmEntry(id=self.id, name=self.name, seed=self.seed)
@@ -149,7 +165,9 @@ class Verdict:
     unit: str = ""
     """Unit of the three."""
     n: int = 0
-    """Number of seeds, or of independent measurements, behind the value."""
+    """Number of seeds, or of repeats, behind the value."""
+    sampling: Sampling = "seeds"
+    """What `n` counts."""
 
     def __post_init__(self) -> None:
         assert self.outcome in OUTCOMES, self.outcome
@@ -157,7 +175,29 @@ class Verdict:
     @property
     def indicative(self) -> bool:
         """Whether there are too few seeds to call the outcome more than a hint."""
-        return self.outcome != "not run" and self.n < 3
+        return self.outcome != "not run" and self.sampling != "deterministic" and self.n < ENOUGH_SEEDS
+
+    @property
+    def strength(self) -> str:
+        """The outcome, called indicative where it is no more than that: "supported (indicative)"."""
+        decided = self.outcome in ("supported", "contradicted")
+        return f"{self.outcome} (indicative)" if decided and self.indicative else self.outcome
+
+    @property
+    def count(self) -> str:
+        """How many runs are behind the outcome: "n = 3 seeds", "n = 1, deterministic"; "" where there are none."""
+        if self.outcome == "not run" or self.n < 1:
+            return ""
+        if self.sampling == "deterministic":
+            return f"n = {self.n}, deterministic"
+        return f"n = {self.n} {self.sampling if self.n > 1 else self.sampling.removesuffix('s')}"
+
+    @property
+    def label(self) -> str:
+        """The outcome and how sure it is: "supported (indicative, n = 1 seed)"."""
+        notes = ["indicative"] if self.strength != self.outcome else []
+        notes += [self.count] if self.count else []
+        return f"{self.outcome} ({', '.join(notes)})" if notes else self.outcome
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,11 +210,14 @@ class ExperimentResults:
     """Every arm that the suite set out to run for this experiment."""
     records: Mapping[str, Record] = field(default_factory=dict)
     """Result files by arm id; other experiments' may be among them."""
+    corpus: str = ""
+    """The text that the suite read in the place of the scale's own; "" for that."""
 
     @classmethod
     def of_suite(cls, experiment: str, suite: Suite, records: Mapping[str, Record]) -> "ExperimentResults":
         """Return the results of the experiment called `experiment` in a suite."""
-        return cls(scale=suite.scale, arms=suite.arms.get(experiment, ()), records=records)
+        return cls(scale=suite.scale, arms=suite.arms.get(experiment, ()), records=records,
+                   corpus=suite.corpus)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from reformer_lab.experiments.claim import Claim
 
 C1 = Claim(
     id="C1",
+    short="LSH attention takes near-linear time and is faster on long sequences",
     statement="LSH attention takes O(L log L) time instead of O(L²) and is much faster on long sequences.",
     source="abstract, tables 1 and 3",
     paper="linear in L and in the rounds (complexity tables; no times given)",
@@ -18,6 +19,7 @@ C1 = Claim(
 )
 C2 = Claim(
     id="C2",
+    short="Reversible layers: activation memory does not grow with depth",
     statement="Reversible layers store activations once instead of once for each layer: activation memory does not "
     "grow with depth.",
     source="sections 1 and 3, table 3",
@@ -26,6 +28,7 @@ C2 = Claim(
 )
 C3 = Claim(
     id="C3",
+    short="Feed-forward in chunks: less memory, the same result",
     statement="Feeding the sequence through the feed-forward layer in chunks saves memory and changes no result.",
     source="sections 1 and 3",
     paper="numerically identical",
@@ -33,6 +36,7 @@ C3 = Claim(
 )
 C4 = Claim(
     id="C4",
+    short="Sharing queries and keys does not hurt",
     statement="Sharing queries and keys, with keys of unit length, does not hurt.",
     source="sections 2 and 5, figure 3 left",
     paper="does not hurt; on enwik8 it appears to train slightly faster (figure only)",
@@ -40,6 +44,7 @@ C4 = Claim(
 )
 C5 = Claim(
     id="C5",
+    short="A reversible Transformer learns as well as a regular one",
     statement="A reversible Transformer of the same size learns as well as a regular one.",
     source="section 3, figure 3 right",
     paper="nearly the same curves",
@@ -47,6 +52,7 @@ C5 = Claim(
 )
 C6 = Claim(
     id="C6",
+    short="More hash rounds come closer to full attention, 8 almost match it",
     statement="With more hash rounds LSH attention comes closer to full attention, and with 8 rounds almost matches "
     "it; rounds may be raised at evaluation alone.",
     source="section 5, figure 4, table 2",
@@ -55,6 +61,7 @@ C6 = Claim(
 )
 C7 = Claim(
     id="C7",
+    short="The duplication task is solved; accuracy rises with the rounds",
     statement="One layer solves the duplication task exactly, trained with full or with LSH attention, and accuracy "
     "rises with the rounds at evaluation.",
     source="section 5, table 2",
@@ -63,6 +70,7 @@ C7 = Claim(
 )
 C8 = Claim(
     id="C8",
+    short="At a fixed number of tokens LSH stays flat, full attention slows down",
     statement="At a fixed number of tokens in a batch, full attention slows down as sequences get longer, LSH "
     "attention does not.",
     source="section 5, figure 5 right",
@@ -71,6 +79,7 @@ C8 = Claim(
 )
 C9 = Claim(
     id="C9",
+    short="Deeper Reformers are better",
     statement="Reformers of up to 20 layers train on one accelerator, and on enwik8 deeper ones are better.",
     source="section 5, figure 5 left",
     paper="deeper is better (figure only)",
@@ -78,6 +87,7 @@ C9 = Claim(
 )
 C10 = Claim(
     id="C10",
+    short="12 layers model enwik8 as well as Transformers of the time",
     statement="A Reformer of 12 layers models enwik8 as well as Transformers of its time.",
     source="section 5",
     paper="1.19 bits per byte after 20 K steps; 1.05 with longer training and tuning",
@@ -86,6 +96,7 @@ C10 = Claim(
 )
 C11 = Claim(
     id="C11",
+    short="Encoder-decoder: the Transformer's BLEU in translation",
     statement="A reversible encoder-decoder reaches the Transformer's BLEU in translation.",
     source="section 5, table 4",
     paper="WMT14 en-de: 27.6 base at 100 K steps, 29.1 big (Transformer: 27.3 and 28.4)",
@@ -94,6 +105,7 @@ C11 = Claim(
 )
 C12 = Claim(
     id="C12",
+    short="Parameters of a layer can wait in host memory",
     statement="The parameters of a layer can wait in host memory while other layers compute.",
     source="section 3",
     paper="stated, without an experiment",
@@ -102,6 +114,7 @@ C12 = Claim(
 )
 C13 = Claim(
     id="C13",
+    short="A million tokens fit in 16 GB, half a million train in 8 GB",
     statement="One accelerator of 16 GB takes contexts of up to a million tokens; half a million train in under 8 GB.",
     source="Google AI blog, January 2020; Hugging Face blog, July 2020",
     paper="1,000,000 tokens in 16 GB; 524,288 in under 8 GB",

@@ -9,6 +9,7 @@ from reformer_lab.experiments.judging import (
     final_table,
     learning_curves,
     mean_of,
+    recorded_config,
     signed,
     verdict,
 )
@@ -35,10 +36,11 @@ def judge(results: ExperimentResults) -> tuple[Verdict, ...]:
     """Judge C9 by the change per doubling of the depth."""
     setting = setting_of(results)
     change = change_per_doubling(results, {depth: (arm_name(depth), BITS) for depth in setting.depths})
-    text = "on enwik8" if setting.data.path == "enwik8" else "not on enwik8"
+    text = "on enwik8" if recorded_config(results)["data"]["path"] == "enwik8" else "not on enwik8"
     summary = (f"only \"deeper is better\" is judged, {setting.depths[0]} to {setting.depths[-1]} layers, {text}: "
                f"{signed(change)} bits per byte for each doubling of the depth")
-    return (verdict(results, "depth", C9, falls(change, SLACK_BITS), summary, estimate=change, unit="bits per byte"),)
+    return (verdict(results, "depth", C9, falls(change, SLACK_BITS), summary, estimate=change,
+                    unit="bits per byte for each doubling of the depth"),)
 
 
 def show(results: ExperimentResults) -> Section:

@@ -71,7 +71,8 @@ def judge_rounds(results: ExperimentResults, experiment: str, setting: Setting) 
         reach = paired_difference(results, LOCAL_NAME, FULL_NAME)
         holds = None if holds and not above(reach, 0) else holds
         summary += f"; without these layers {signed(reach)}"
-    return verdict(results, experiment, C6, holds, summary, estimate=gap, unit=setting.unit)
+    return verdict(results, experiment, C6, holds, summary, estimate=gap,
+                   unit=f"{setting.unit} above full attention, {matching}")
 
 
 def show_rounds(results: ExperimentResults, setting: Setting) -> tuple[tuple[Figure, ...], Table]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from reformer_lab.experiments.claim import Claim, ExperimentResults, Outcome, Verdict
+from reformer_lab.experiments.claim import Claim, ExperimentResults, Outcome, Sampling, Verdict
 from reformer_lab.reporting.records import MissingResult, Record
 from reformer_lab.reporting.section import Series, Table
 from reformer_lab.reporting.statistics import Estimate, mean_interval, slope
@@ -16,15 +16,17 @@ BITS = ("evaluations", "own", "bits")
 
 
 def verdict(results: ExperimentResults, experiment: str, claim: Claim, holds: bool | None, summary: str, *,
-            estimate: Estimate | None = None, unit: str = "", n: int | None = None) -> Verdict:
+            estimate: Estimate | None = None, unit: str = "", n: int | None = None,
+            sampling: Sampling = "seeds") -> Verdict:
     """Return a verdict: supported (`holds` True), contradicted (False) or inconclusive (None).
 
-    `estimate`: the number that was judged; `n`: independent runs behind it (default: the estimate's). The scale smoke
-    decides nothing: its verdicts are inconclusive whatever was measured.
+    `estimate`: the number that was judged; `unit`: what it is, said so that the number needs no other words; `n`: runs behind
+    it (default: the estimate's); `sampling`: what n counts. The scale smoke decides nothing: its verdicts are inconclusive
+    whatever was measured.
     """
     outcome: Outcome = "inconclusive" if holds is None else "supported" if holds else "contradicted"
     found = Verdict(claim=claim.id, experiment=experiment, outcome=outcome, summary=summary, scale=results.scale,
-                    unit=unit, n=n if n is not None else estimate.n if estimate else 0)
+                    unit=unit, n=n if n is not None else estimate.n if estimate else 0, sampling=sampling)
     if estimate is not None:
         found = replace(found, value=estimate.value, low=estimate.low, high=estimate.high)
     if results.scale == "smoke":

@@ -147,12 +147,13 @@ def _judge_depth(results: ExperimentResults) -> Verdict:
     stored, reversible = per_layer(results, DEPTH_STORED), per_layer(results, DEPTH_REVERSIBLE)
     if stored.value <= 0:
         return verdict(results, "memory", C2, None, "no baseline: the storing model's activations did not grow with depth "
-                       f"({_megabytes(stored.value)} a layer)".replace("-", "−"), n=1)
+                       f"({_megabytes(stored.value)} a layer)".replace("-", "−"), n=1, sampling="deterministic")
     share = reversible.value / stored.value
     holds = True if share < FLAT_SHARE else False if share > GROWING_SHARE else None
     summary = (f"reversible {_megabytes(reversible.value)} a layer, stored {_megabytes(stored.value)}: "
                f"{100 * share:.1f} %").replace("-", "−")
-    return verdict(results, "memory", C2, holds, summary, estimate=Estimate(value=100 * share), unit="%")
+    return verdict(results, "memory", C2, holds, summary, estimate=Estimate(value=100 * share),
+                   unit="% of the storing model's bytes a layer", sampling="deterministic")
 
 
 def _judge_chunk(results: ExperimentResults) -> Verdict:
@@ -178,7 +179,8 @@ def _judge_chunk(results: ExperimentResults) -> Verdict:
         words += f"{100 * share:.0f} % of the whole's activations"
     if difference is not None:
         words += f"; loss and gradients differ by {difference:.0e} at most"
-    return verdict(results, "memory", C3, together(same, saving), words, unit="%" if estimate else "", estimate=estimate, n=1)
+    return verdict(results, "memory", C3, together(same, saving), words, estimate=estimate, n=1,
+                   unit="% of the activations of the whole sequence at once" if estimate else "", sampling="deterministic")
 
 
 def _out_of_memory(results: ExperimentResults) -> bool:
@@ -192,11 +194,13 @@ def _judge_half_million(results: ExperimentResults) -> Verdict:
         raise MissingResult(C13.not_run)
     event = results.require(HALF_MILLION)[0].measurements[0]
     if event["status"] != "finished":
-        return verdict(results, "memory", C13, None, f"only half a million tokens are tried: {event['status']}", n=1)
+        return verdict(results, "memory", C13, None, f"only half a million tokens are tried: {event['status']}", n=1,
+                       sampling="deterministic")
     total = _whole_step(event)
     summary = (f"only half a million tokens are tried: a training step on {event['length']:,} takes {total / 1e9:.2f} GB, "
                f"activations {_megabytes(event['activation_bytes'])}")
-    return verdict(results, "memory", C13, total < EIGHT_GB, summary, estimate=Estimate(value=total / 1e9), unit="GB")
+    return verdict(results, "memory", C13, total < EIGHT_GB, summary, estimate=Estimate(value=total / 1e9),
+                   unit="GB for half a million tokens", sampling="deterministic")
 
 
 def _whole_step(event: Point) -> float:
@@ -280,7 +284,7 @@ EXPERIMENT = Experiment(
     f"gradients, the latter relative to the whole gradient, agree within {IDENTICAL:.0e} in fp32; contradicted if they do "
     f"not, or the chunk takes more than {COST:.0%}. C13 is judged for half a million tokens alone, not for a million: "
     "supported if a training step of the model takes less than 8 GB with parameters and optimiser, else contradicted. "
-    "Each claim rests on one measurement: its verdict is called indicative.",
+    "No seeds: each claim rests on one measurement, which a repeat gives again (n = 1, deterministic; docs/decisions/0018).",
     arms=arms,
     judge=judge,
     show=show,

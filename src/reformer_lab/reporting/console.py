@@ -17,8 +17,8 @@ def print_verdicts(rows: Sequence[ClaimRow], console: Console | None = None) -> 
     console = console or Console()
     if not console.is_terminal:
         for row in rows:
-            notes = ", ".join(text for text in (row.verdict.experiment, row.seeds) if text)
-            line = f"{row.claim.id}: {row.verdict.outcome}: {row.verdict.summary}" + (f" ({notes})" if notes else "")
+            notes = ", ".join(text for text in (row.verdict.experiment, row.where, *_others(row)) if text)
+            line = f"{row.claim.id}: {row.verdict.label}: {row.verdict.summary}" + (f" ({notes})" if notes else "")
             console.print(Text(line), soft_wrap=True)
     else:
         table = Table(box=box.SIMPLE_HEAD, title="The paper's claims", title_justify="left", pad_edge=False)
@@ -28,11 +28,17 @@ def print_verdicts(rows: Sequence[ClaimRow], console: Console | None = None) -> 
         table.add_column("verdict", no_wrap=True)
         for row in rows:
             style = OUTCOME_STYLES[row.verdict.outcome]
-            details = "\n".join(text for text in (row.verdict.summary, row.seeds) if text)
+            details = "\n".join(text for text in (row.verdict.summary, row.interval) if text)
+            sure = "\n".join(text for text in (row.verdict.strength, row.verdict.count, row.where, *_others(row)) if text)
             table.add_row(
                 row.claim.id, Text(row.claim.statement), Text(details, style="dim" if style == "dim" else ""),
-                Text(row.verdict.outcome, style=style),
+                Text(sure, style=style),
             )  # fmt: skip
         console.print(table)
-    counts = ", ".join(f"{count} {outcome}" for outcome, count in tally(rows).items())
+    counts = ", ".join(f"{count} {strength}" for strength, count in tally(rows).items())
     console.print(Text(f"{len({row.claim.id for row in rows})} claims: {counts}"), soft_wrap=True)
+
+
+def _others(row: ClaimRow) -> list[str]:
+    """Return what weaker suites say of the same claim."""
+    return [f"{other.where or other.suite}: {other.verdict.label}" for other in row.others]

@@ -16,7 +16,7 @@ from reformer_lab.reporting.figures import DARK, LIGHT, css_variables, inline_sv
 from reformer_lab.reporting.records import MissingResult, Record, Suite, write_atomically
 from reformer_lab.reporting.section import Cell, Figure, Section, Table
 from reformer_lab.reporting.text import duration_text, flat, markdown_code, markdown_text, number_text, slug
-from reformer_lab.reporting.verdicts import ClaimRow, suite_results, tally, verdict_rows
+from reformer_lab.reporting.verdicts import ClaimRow, rerun_command, suite_results, tally, verdict_rows
 
 _MARKS = {"supported": "✓", "contradicted": "✗", "inconclusive": "~", "not run": "–"}
 
@@ -50,6 +50,7 @@ class Chapter:
     cuts: str
     command: str
     rows: tuple[ClaimRow, ...]
+    anchor: str
     section: Section
     drawings: tuple[Drawing, ...]
     runs: tuple[RunRow, ...]
@@ -68,11 +69,16 @@ def write_report(folder: Path, suite: Suite, experiments: Sequence[Experiment], 
         for chapter in context["chapters"]:
             for drawing in chapter.drawings:
                 write_atomically(target / "figures" / f"{drawing.name}.svg", drawing.standalone)
-        write_atomically(target / "REPRODUCTION.md", _render("report.md.jinja", context))
-        write_atomically(target / "index.html", _render("report.html.jinja", context))
+        write_atomically(target / "REPRODUCTION.md", render("report.md.jinja", context))
+        write_atomically(target / "index.html", render("report.html.jinja", context))
     except OSError as error:
         raise UserError(f"{target} cannot be written ({error.strerror}); give another --output") from error
     return target / "index.html"
+
+
+def started_text(suite: Suite) -> str:
+    """Return when the suite was started first: "2026-01-31 12:00", in UTC; "" when it is not known."""
+    return suite.started.replace("T", " ").removesuffix("+00:00")[:16]
 
 
 def _context(suite: Suite, experiments: Sequence[Experiment], records: Mapping[str, Record]) -> dict[str, Any]:
@@ -89,21 +95,18 @@ def _context(suite: Suite, experiments: Sequence[Experiment], records: Mapping[s
     return {
         "suite": suite,
         "scale_note": SCALE_NOTES.get(suite.scale, ""),
-        "started": suite.started.replace("T", " ").removesuffix("+00:00")[:16],
-        "machine": _machine(environments[0][1]) if environments else "",
+        "started": started_text(suite),
+        "machine": machine_text(suite, finished),
         "rows": rows,
         "tally": tally(rows),
         "chapters": chapters,
         "without_runs": [one.title for one in experiments if suite.arms.get(one.name) == ()],
-        "anchors": {chapter.experiment.name for chapter in chapters},
         "arms": len(arms),
         "finished": len(finished),
         "failed": sum(1 for arm in arms if arm in records and not records[arm].finished),
         "compute": duration_text(sum(record.seconds or 0.0 for record in finished)),
         "problems": problems,
         "environments": [(name, flat(dict(values))) for name, values in environments],
-        "light": css_variables(LIGHT, "#dedcd5"),
-        "dark": css_variables(DARK, "#3a3d42"),
     }
 
 
@@ -123,7 +126,7 @@ def _chapter(experiment: Experiment, suite: Suite, results: ExperimentResults, r
         drawings.append(Drawing(figure=figure, name=name, inline=inline, standalone=standalone_svg(inline)))
     runs = tuple(_run_row(arm.id, arm.name, arm.seed, results.records.get(arm.id)) for arm in results.arms)
     seconds = [results.records[arm.id].seconds or 0.0 for arm in results.arms if arm.id in results.records]
-    declared = {arm.id for arm in experiment.arms(check_scale(suite.scale))}
+    declared = {arm.on_corpus(suite.corpus).id for arm in experiment.arms(check_scale(suite.scale))}
     if not {arm.id for arm in results.arms} <= declared:
         note = ("These runs were made with other settings than this version declares at this scale: where text and tables "
                 "differ, the tables are right.")
@@ -131,8 +134,9 @@ def _chapter(experiment: Experiment, suite: Suite, results: ExperimentResults, r
     return Chapter(
         experiment=experiment,
         cuts=experiment.cuts(check_scale(suite.scale)),
-        command=f"reformer-lab reproduce --scale {suite.scale} --only {experiment.name}",
+        command=rerun_command(experiment, suite.scale, suite.corpus),
         rows=tuple(row for row in rows if row.verdict.experiment == experiment.name),
+        anchor=slug(experiment.title),
         section=section,
         drawings=tuple(drawings),
         runs=runs,
@@ -172,8 +176,12 @@ def _environments(suite: Suite, finished: Sequence[Record]) -> list[tuple[str, M
     return [(f"{count} run{'s' if count > 1 else ''}", environment) for environment, count in ordered]
 
 
-def _machine(environment: Mapping[str, Any]) -> str:
-    """Return one line about the machine, from what the environment has of it."""
+def machine_text(suite: Suite, finished: Sequence[Record]) -> str:
+    """Return one line about the machine that most of the runs were made on; "" where none recorded it."""
+    environments = _environments(suite, finished)
+    if not environments:
+        return ""
+    environment = environments[0][1]
     gpus = environment.get("gpus")
     count = environment.get("cpu_count")
     parts = [str(environment.get("cpu") or environment.get("machine") or "")]
@@ -194,7 +202,8 @@ def _is_number(cell: Cell) -> bool:
     return cell is None or not isinstance(cell, str)
 
 
-def _render(template: str, context: Mapping[str, Any]) -> str:
+def render(template: str, context: Mapping[str, Any]) -> str:
+    """Return a template of `reporting/templates` with its context filled in; HTML is escaped."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -206,5 +215,6 @@ def _render(template: str, context: Mapping[str, Any]) -> str:
         keep_trailing_newline=True,
     )
     environment.filters.update(number=number_text, duration=duration_text, md=markdown_text, code=markdown_code, slug=slug)
-    environment.globals.update(marks=_MARKS, shade=_shade, is_number=_is_number)
+    environment.globals.update(marks=_MARKS, shade=_shade, is_number=_is_number, light=css_variables(LIGHT, "#dedcd5"),
+                               dark=css_variables(DARK, "#3a3d42"))
     return environment.get_template(template).render(**context)

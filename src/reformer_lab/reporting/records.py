@@ -142,6 +142,8 @@ class Suite:
     """Wall-clock time of the suite, all its starts together; None while it runs."""
     environment: Mapping[str, Any] = field(default_factory=dict)
     """Versions, machine and commit of the process that ran the suite."""
+    corpus: str = ""
+    """The text that was read in the place of the scale's own (`reproduce --corpus`); "" for that."""
 
     @property
     def experiments(self) -> tuple[str, ...]:
@@ -152,6 +154,7 @@ class Suite:
         """Write `<folder>/suite.json` atomically."""
         entries = {name: [asdict(arm) for arm in arms] for name, arms in self.arms.items()}
         values = {"scale": self.scale, "started": self.started, "seconds": self.seconds, "command": self.command}
+        values |= {"corpus": self.corpus} if self.corpus else {}
         text = json.dumps({**values, "environment": dict(self.environment), "arms": entries}, indent=1)
         write_atomically(folder / "suite.json", text + "\n")
 
@@ -171,6 +174,7 @@ def read_suite(folder: Path) -> Suite:
             command=str(values.get("command", "")),
             seconds=values.get("seconds"),
             environment=values.get("environment") or {},
+            corpus=str(values.get("corpus") or ""),
             arms=arms,
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:

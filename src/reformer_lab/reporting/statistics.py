@@ -56,6 +56,11 @@ def mean_interval(values: Sequence[float]) -> Estimate:
     return _estimate(float(sample.mean()), means, len(sample))
 
 
+def interval_method(n: int) -> str:
+    """Name the interval that `mean_interval` gives of n values."""
+    return "Student's t" if n in _STUDENT_T else "bootstrap"
+
+
 def slope(x: Sequence[float], y: Sequence[float]) -> Estimate:
     """Return the least-squares slope of y over x, with an interval from resampling the points.
 

@@ -25,13 +25,13 @@ def number_text(value: Any) -> str:
 
 
 def interval_text(value: float | None, low: float | None, high: float | None, unit: str) -> str:
-    """Format a value with its unit and interval: "99.8 % [99.1, 100]"; "" without a value."""
+    """Format a value with its interval and unit: "99.8 [99.1, 100] %"; "" without a value."""
     if value is None:
         return ""
-    text = f"{number_text(float(value))} {unit}".rstrip()
+    text = number_text(float(value))
     if low is not None and high is not None:
         text += f" [{number_text(float(low))}, {number_text(float(high))}]"
-    return text
+    return f"{text} {unit}".rstrip()
 
 
 def duration_text(seconds: float | None) -> str:

@@ -62,7 +62,7 @@ def run_suite(plan: Plan, output: Path, *, workers: int | None = None, minutes: 
         elif before and not set(before.arms) <= set(plan.entries):
             command = f"{before.command}; {command}"  # it took both calls
         suite = Suite(scale=plan.scale, started=before.started if before else _now(), command=command, arms=arms,
-                      environment=environment, seconds=None)
+                      environment=environment, seconds=None, corpus=plan.corpus)
         suite.write(output)
         earlier = (before.seconds or 0.0) if before else 0.0
         start = time.monotonic()
@@ -107,6 +107,10 @@ def open_folder(output: Path, plan: Plan) -> Suite | None:
     if before.scale != plan.scale:
         raise UserError(f"output folder {output} holds a suite of scale {before.scale}, not {plan.scale}; nothing was "
                         "changed. Choose another folder with --output")
+    if before.corpus != plan.corpus:
+        texts = [f"the text {suite.corpus}" if suite.corpus else "the scale's own text" for suite in (before, plan)]
+        raise UserError(f"output folder {output} holds a suite on {texts[0]}, not on {texts[1]}; nothing was changed. "
+                        "Choose another folder with --output")
     return before
 
 

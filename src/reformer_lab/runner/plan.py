@@ -33,6 +33,8 @@ class Plan:
     """Every different arm, by id."""
     labels: Mapping[str, str]
     """What to call an arm on the screen, by id: its first experiment, its name, its seed where there are several."""
+    corpus: str = ""
+    """The text that the language models read in the place of the scale's own; "" for that."""
 
     @property
     def trainings(self) -> tuple[Arm, ...]:
@@ -57,21 +59,21 @@ class Plan:
         return tuple(arm for arm in self.arms.values() if arm.kind == "measurement")
 
 
-def make_plan(experiments: Iterable[Experiment], scale: Scale) -> Plan:
-    """Collect the arms of `experiments` at `scale`."""
+def make_plan(experiments: Iterable[Experiment], scale: Scale, corpus: str = "") -> Plan:
+    """Collect the arms of `experiments` at `scale`; those that read a text read `corpus` instead, if one is given."""
     chosen = tuple(experiments)
     entries: dict[str, tuple[ArmEntry, ...]] = {}
     arms: dict[str, Arm] = {}
     labels: dict[str, str] = {}
     for experiment in chosen:
-        declared = experiment.arms(scale)
+        declared = tuple(arm.on_corpus(corpus) for arm in experiment.arms(scale))
         entries[experiment.name] = tuple(arm.entry() for arm in declared)
         names = [arm.name for arm in declared]
         for arm in declared:
             arms.setdefault(arm.id, arm)
             seed = f" seed {arm.seed}" if names.count(arm.name) > 1 else ""
             labels.setdefault(arm.id, f"{experiment.name} {arm.name}{seed}")
-    return Plan(scale, chosen, entries, arms, labels)
+    return Plan(scale, chosen, entries, arms, labels, corpus)
 
 
 def data_is_here(path: str) -> bool:
