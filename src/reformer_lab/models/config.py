@@ -95,8 +95,8 @@ class ReformerConfig:
     the output layer."""
     attention_dropout: float = 0.0
     """Dropout on attention weights."""
-    activation: Literal["relu", "gelu"] = "relu"
-    """Non-linearity of the feed-forward layer."""
+    activation: Literal["relu", "gelu", "fast_gelu"] = "relu"
+    """Non-linearity of the feed-forward layer. "fast_gelu": trax's FastGelu, the approximation by tanh."""
     layer_norm_eps: float = 1e-6
     """Epsilon of every layer norm."""
     tie_embeddings: bool = False
@@ -139,7 +139,7 @@ class ReformerConfig:
             "self_attention": ("last_resort", "allowed"),
             "coverage": ("chunk", "bucket"),
             "key_scale": ("unit", "unit_over_sqrt_d"),
-            "activation": ("relu", "gelu"),
+            "activation": ("relu", "gelu", "fast_gelu"),
             "residual_streams": (1, 2),
         }
         for name, allowed in choices.items():
