@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from reformer_lab.errors import UserError
-from reformer_lab.models.config import ReformerConfig
+from reformer_lab.models.config import NUMERICS, ReformerConfig
 from reformer_lab.models.language_model import ReformerLM
 
 Arrays = dict[str, tuple[int, ...]]
@@ -33,6 +33,7 @@ def from_trax(
     attention: Sequence[str] | str | None = None,
     max_length: int | None = None,
     activation: str = "fast_gelu",
+    numerics: str = "trax_v2",
     **options: Any,
 ) -> ReformerLM:
     """Return the language model that a trax checkpoint (`model.pkl.gz`, `.pkl`) holds, with the authors' numerics.
@@ -42,6 +43,7 @@ def from_trax(
         attention: kinds of attention, repeated over the layers. None: three matrices in a layer are LSH, four local attention.
         max_length: longest sequence. None: as many as the checkpoint has places for.
         activation: trax's `ff_activation`; its default is FastGelu.
+        numerics: a name in `models.config.NUMERICS`: the generation of the authors' code that trained it.
         options: what shapes do not tell, as `ReformerConfig` names it: num_hashes, chunk_length, local_chunk_length,
             num_buckets, dropout, ... The defaults here are the authors' configurations' (chunks of 64, one before).
 
@@ -49,7 +51,9 @@ def from_trax(
         UserError: a file that is damaged, or that names anything but arrays and containers; arrays that are no ReformerLM.
     """
     arrays = [numpy.asarray(array) for array in _weights(Path(path))]
-    fields = _sizes(arrays, path) | {"activation": activation} | options
+    if numerics not in NUMERICS:
+        raise UserError(f"numerics={numerics!r}: must be one of {', '.join(NUMERICS)}")
+    fields = _sizes(arrays, path) | {"activation": activation} | NUMERICS[numerics] | options
     if attention is not None:
         fields["attention"] = (attention,) if isinstance(attention, str) else tuple(attention)
     if max_length is not None:
