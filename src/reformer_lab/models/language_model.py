@@ -94,13 +94,7 @@ class ReformerLM(nn.Module):
         """
         self._check(tokens, targets, key_padding_mask)
         seed, fixed_draws = self._forward_seed(generator)
-        inputs = tokens if key_padding_mask is None else tokens.masked_fill(key_padding_mask, START_TOKEN)
-        if self.config.causal and self.config.shift == "inputs":
-            inputs = functional.pad(inputs[:, :-1], (1, 0), value=START_TOKEN)
-        x = self.embedding(inputs)
-        if self.positions is not None:
-            x = x + self.positions(tokens.shape[1]).to(x.device, x.dtype)
-        x = self._dropout(x, seed, "embedding")
+        x = self._embed(tokens, key_padding_mask, seed)
         if targets is not None and self.config.loss_chunk_length is not None:
             return ReformerOutput(self._loss_in_pieces(x, self.align(targets), key_padding_mask, seed, fixed_draws), None)
         x = self.stack(x, key_padding_mask, seed, fixed_draws)
@@ -112,6 +106,24 @@ class ReformerLM(nn.Module):
             targets = self.align(targets)
             loss = summed_cross_entropy(logits, targets) / (targets != IGNORED).sum().clamp(min=1)
         return ReformerOutput(loss, logits)
+
+    def hidden_states(
+        self, tokens: Tensor, key_padding_mask: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Return the normed streams (B, L, streams * d_model), of which the output layer makes logits."""
+        self._check(tokens, None, key_padding_mask)
+        seed, fixed_draws = self._forward_seed(generator)
+        x = self.stack(self._embed(tokens, key_padding_mask, seed), key_padding_mask, seed, fixed_draws)
+        return self._dropout(self.norm(x), seed, "output")
+
+    def _embed(self, tokens: Tensor, key_padding_mask: Tensor | None, seed: int) -> Tensor:
+        inputs = tokens if key_padding_mask is None else tokens.masked_fill(key_padding_mask, START_TOKEN)
+        if self.config.causal and self.config.shift == "inputs":
+            inputs = functional.pad(inputs[:, :-1], (1, 0), value=START_TOKEN)
+        x = self.embedding(inputs)
+        if self.positions is not None:
+            x = x + self.positions(tokens.shape[1]).to(x.device, x.dtype)
+        return self._dropout(x, seed, "embedding")
 
     def align(self, targets: Tensor) -> Tensor:
         """Return the targets (B, L) at the positions whose logits predict them."""
