@@ -28,6 +28,7 @@ MAY_IMPORT = {
     "reporting": {"reporting", "experiments"},
     "experiments": {"ops", "layers", "models", "data", "training", "reporting", "experiments"},
     "benchmarks": {"ops", "layers", "models", "benchmarks"},
+    "integrations": {"ops", "models", "integrations"},
     "runner": {"models", "data", "training", "evaluation", "benchmarks", "reporting", "experiments", "runner"},
 }
 """Folders that a folder may import from, beside errors, folders and seeds; the command line may import all."""
