@@ -63,7 +63,8 @@ def main(argv: list[str]) -> int:
     kinds = ", ".join(dict.fromkeys(config.layer_kinds()))
     count = sum(parameter.numel() for parameter in model.parameters())
     print(
-        f"{arguments.dest}: {count:,} parameters, {config.num_layers} layers ({kinds}), vocabulary {config.vocab_size}, up to {config.max_length:,} tokens"
+        f"{arguments.dest}: {count:,} parameters, {config.num_layers} layers ({kinds}), "
+        f"vocabulary {config.vocab_size}, up to {config.max_length:,} tokens"
     )
     return 0
 
