@@ -22,7 +22,7 @@ class SubwordTokenizer:
 
     >>> tokenizer = SubwordTokenizer(["<pad>", "<EOS>", "deep_", "er_", "ref", "orm", *" ,.0123456789;\\\\_abcdeflmoprstu"])
     >>> tokenizer.encode("reformer, deep"), tokenizer.decode(tokenizer.encode("reformer, deep"))
-    ([4, 5, 3, 7, 6, 20, 2], 'reformer, deep')
+    ([4, 5, 3, 7, 6, 21, 2], 'reformer, deep')
     """
 
     def __init__(self, subwords: Sequence[str], source: str = "the vocabulary"):
