@@ -11,9 +11,9 @@ from torch.nn import functional
 from reformer_lab.ops.full_attention import full_attention, shared_qk_attention
 from reformer_lab.ops.hashing import default_num_buckets, rotations_shape
 from reformer_lab.ops.local_attention import local_attention
+from reformer_lab.ops.local_attention.wrapped import wrapped_local_attention
 from reformer_lab.ops.lsh_attention import lsh_attention, lsh_buckets
 from reformer_lab.ops.random import CallSeeds, Draws
-from reformer_lab.ops.wrapped_local_attention import wrapped_local_attention
 
 ALL_HEADS = slice(None)
 

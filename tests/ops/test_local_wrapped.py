@@ -6,7 +6,7 @@ from brute_force import padding_mask, vectors
 from torch import Tensor
 
 from reformer_lab.ops.local_attention import local_attention
-from reformer_lab.ops.wrapped_local_attention import wrapped_local_attention
+from reformer_lab.ops.local_attention.wrapped import wrapped_local_attention
 
 
 def literal(q: Tensor, k: Tensor, v: Tensor, padded: list[bool], size: int, before: int, after: int, causal: bool) -> Tensor:
