@@ -19,7 +19,7 @@ bench_files = --csv $(BENCH_OUTPUT)/$(1).csv --figure $(BENCH_OUTPUT)/$(1).svg
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: reproduce test test-all test-triton lint bench bench-gpu bench-environment gpu clean
+.PHONY: reproduce test test-all test-triton test-hf lint bench bench-gpu bench-environment gpu clean
 
 reproduce: $(VENV)/.installed
 	$(BIN)/reformer-lab reproduce --scale $(SCALE) --output $(OUTPUT)
@@ -27,11 +27,15 @@ reproduce: $(VENV)/.installed
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q --durations=10
 
-test-all: test test-triton
+test-all: test test-triton test-hf
 
 # The kernels for GPUs in triton's interpreter, and compiled for a GPU that need not be there. triton exists for Linux alone.
 test-triton: $(TRITON_VENV)/.installed
 	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(TRITON_VENV)/bin/python -m pytest tests/ops/test_lsh_triton.py -n 2 --dist worksteal -q --durations=5
+
+# What transformers computes against what converted models compute, and our models as its own.
+test-hf: $(PEERS_VENV)/.installed
+	OMP_NUM_THREADS=1 $(PEERS_VENV)/bin/python -m pytest tests/integrations -n 2 --dist worksteal -q --durations=5
 
 gpu:
 	PYTHON=$(PYTHON) scripts/gpu.sh $(OUT)

@@ -13,10 +13,11 @@ import reformer_lab
 
 ROOT = Path(reformer_lab.__file__).parent
 KERNELS = "reformer_lab.ops.lsh_attention.triton.kernels"
-"""The one module that imports triton, an extra, and is itself imported when it is used."""
+EXTRAS = {KERNELS: "triton", "reformer_lab.integrations.huggingface_model": "transformers"}
+"""Modules that import an extra, and are themselves imported when they are used."""
 MODULES = sorted(
     module.name for module in pkgutil.walk_packages([str(ROOT)], "reformer_lab.")
-    if not module.name.endswith("__main__") and (module.name != KERNELS or importlib.util.find_spec("triton"))
+    if not module.name.endswith("__main__") and (module.name not in EXTRAS or importlib.util.find_spec(EXTRAS[module.name]))
 )  # fmt: skip
 MAY_IMPORT = {
     "ops": {"ops"},
@@ -28,6 +29,7 @@ MAY_IMPORT = {
     "reporting": {"reporting", "experiments"},
     "experiments": {"ops", "layers", "models", "data", "training", "reporting", "experiments"},
     "benchmarks": {"ops", "layers", "models", "benchmarks"},
+    "integrations": {"ops", "models", "integrations"},
     "runner": {"models", "data", "training", "evaluation", "benchmarks", "reporting", "experiments", "runner"},
 }
 """Folders that a folder may import from, beside errors, folders and seeds; the command line may import all."""

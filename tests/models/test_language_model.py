@@ -303,3 +303,19 @@ def test_errors_name_the_value(named: str, call: dict[str, Any]) -> None:
 def test_an_unknown_backend_is_named_when_it_is_used() -> None:
     with pytest.raises(UserError, match="backend='abacus'"):
         ReformerLM(config_of(lsh_backend="abacus"))(tokens_of())
+
+
+def test_shifted_targets_are_shifted_inputs_without_the_start() -> None:
+    """shift="targets" sees one token more: over [0, tokens] it computes what shift="inputs" does over tokens."""
+    model = ReformerLM(config_of(attention=("full",))).eval()
+    other = model.with_config(shift="targets")
+    tokens = tokens_of(length=20)
+    begun = functional.pad(tokens, (1, 0), value=0)
+    expected, found = model(tokens), other(begun)
+    assert expected.logits is not None
+    assert found.logits is not None
+    torch.testing.assert_close(found.logits[:, :-1], expected.logits, rtol=0, atol=1e-6)
+    torch.testing.assert_close(found.loss, expected.loss)
+    chunked = other.with_config(loss_chunk_length=6)(begun, targets=begun)
+    torch.testing.assert_close(chunked.loss, expected.loss)
+    assert other.align(begun)[:, :-1].equal(tokens)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from small_models import config_of
 
 from reformer_lab.errors import UserError
-from reformer_lab.models.config import ReformerConfig
+from reformer_lab.models.config import ADDED_FIELDS, NUMERICS, ReformerConfig
 from reformer_lab.models.presets import PRESETS, get_preset
 
 AXIAL: dict[str, Any] = {"positions": "axial", "axial_shape": (5, 8), "axial_dims": (4, 6)}
@@ -52,6 +52,10 @@ WRONG: list[tuple[str, dict[str, Any]]] = [
     ("num_layers=2.5", {"num_layers": 2.5}),
     ("chunks_after=None", {"chunks_after": None}),
     ("dropout='0.1'", {"dropout": "0.1"}),
+    ("local_attention_dropout=1", {"local_attention_dropout": 1.0}),
+    ("key_epsilon=-1", {"key_epsilon": -1}),
+    ("shift='none'", {"shift": "none"}),
+    ("wrap_around=True.*cross_bucket=True", {"wrap_around": True}),
     ("num_buckets='many'", {"num_buckets": "many"}),
 ]  # fmt: skip
 
@@ -93,3 +97,24 @@ def test_attention_is_a_cycle() -> None:
 def test_free_of_torch() -> None:
     code = "import sys, reformer_lab.models.config, reformer_lab.models.presets; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_later_fields_leave_no_trace_at_their_default() -> None:
+    """A run's identity is the digest of this."""
+    fields = config_of().to_dict()
+    assert not set(fields) & set(ADDED_FIELDS)
+    changed = config_of(**NUMERICS["huggingface"], heads_at_once=1, local_attention_dropout=0.0)
+    assert {"shift", "wrap_around", "key_epsilon", "heads_at_once", "local_attention_dropout"} <= set(changed.to_dict())
+    assert ReformerConfig.from_dict(changed.to_dict()) == changed
+
+
+@pytest.mark.parametrize("name", NUMERICS)
+def test_numerics_are_those_of_the_operator(name: str) -> None:
+    from reformer_lab.ops.lsh_attention import PRESETS as OPERATOR_PRESETS
+
+    config = config_of(**NUMERICS[name])
+    found = {"wrap_rounds": config.wrap_around} | {
+        field: getattr(config, field) for field in ("cross_bucket", "correct_duplicates", "key_epsilon")
+    }
+    defaults = {"wrap_rounds": False, "cross_bucket": False, "correct_duplicates": True, "key_epsilon": 0.0}
+    assert found == defaults | OPERATOR_PRESETS[name]

@@ -22,6 +22,7 @@ VERBS = {
     "bench": "measure speed and memory",
     "data": "show a corpus, download a known one",
     "report": "write the report of results again",
+    "convert": "weights of trax and Hugging Face, in and out",
     "env": "versions, machine, threads, backends, cache",
 }
 """Every verb is the module `reformer_lab.cli.<verb>` with `main(argv) -> exit code`."""

@@ -54,7 +54,7 @@ def evaluate(
             targets = batch.targets.to(device)
             with autocast(device, precision):
                 out = model(batch.tokens.to(device), targets=targets, key_padding_mask=mask, generator=generator)
-            tally.add(out.loss, out.logits, targets)
+            tally.add(out.loss, out.logits, model.align(targets))
             if progress is not None and tally.targets:
                 progress(tally.metrics())
     finally:

@@ -11,6 +11,7 @@ from torch.nn import functional
 from reformer_lab.ops.full_attention import full_attention, shared_qk_attention
 from reformer_lab.ops.hashing import default_num_buckets, rotations_shape
 from reformer_lab.ops.local_attention import local_attention
+from reformer_lab.ops.local_attention.wrapped import wrapped_local_attention
 from reformer_lab.ops.lsh_attention import lsh_attention, lsh_buckets
 from reformer_lab.ops.random import CallSeeds, Draws
 
@@ -104,8 +105,10 @@ class LocalSelfAttention(SelfAttention):
     """Attention within windows of chunks, with separate queries and keys."""
 
     def __init__(self, d_model: int, num_heads: int, d_head: int, *, chunk_length: int = 64, chunks_before: int = 1,
-                 chunks_after: int = 0, causal: bool = True, dropout: float = 0.0, seed: int = 0):  # fmt: skip
+                 chunks_after: int = 0, causal: bool = True, wrap_around: bool = False, dropout: float = 0.0,
+                 seed: int = 0):  # fmt: skip
         super().__init__(d_model, num_heads, d_head, shared_qk=False, causal=causal, dropout=dropout, seed=seed)
+        self.wrap_around = wrap_around
         self.window: dict[str, Any] = {
             "chunk_length": chunk_length, "chunks_before": chunks_before, "chunks_after": chunks_after,
         }  # fmt: skip
@@ -113,7 +116,8 @@ class LocalSelfAttention(SelfAttention):
     def mix(self, *projected: Tensor, key_padding_mask: Tensor | None, draws: Draws) -> Tensor:
         """Return the attention (B, H, L, D) of projected queries, keys and values."""
         q, k, v = projected
-        return local_attention(
+        attend = wrapped_local_attention if self.wrap_around else local_attention
+        return attend(
             q, k, v, causal=self.causal, key_padding_mask=key_padding_mask, **self.window, **self.attention_dropout(draws)
         )
 
@@ -132,7 +136,8 @@ class LSHSelfAttention(SelfAttention):
     def __init__(self, d_model: int, num_heads: int, d_head: int, *, num_hashes: int = 4,
                  num_buckets: int | tuple[int, ...] | None = None, chunk_length: int = 64, chunks_before: int = 1,
                  chunks_after: int = 0, causal: bool = True, coverage: str = "chunk", cross_bucket: bool = False,
-                 correct_duplicates: bool = True, key_scale: str = "unit", dropout: float = 0.0,
+                 correct_duplicates: bool = True, key_scale: str = "unit", wrap_around: bool = False,
+                 key_epsilon: float = 0.0, dropout: float = 0.0,
                  share_rotations: bool = False, backend: str = "auto", seed: int = 0):  # fmt: skip
         super().__init__(d_model, num_heads, d_head, shared_qk=True, causal=causal, dropout=dropout, seed=seed)
         self.num_hashes, self.num_buckets, self.chunk_length = num_hashes, num_buckets, chunk_length
@@ -140,7 +145,7 @@ class LSHSelfAttention(SelfAttention):
         self.options: dict[str, Any] = {
             "chunks_before": chunks_before, "chunks_after": chunks_after, "coverage": coverage,
             "cross_bucket": cross_bucket, "correct_duplicates": correct_duplicates, "key_scale": key_scale,
-            "backend": backend,
+            "wrap_rounds": wrap_around, "key_epsilon": key_epsilon, "backend": backend,
         }  # fmt: skip
 
     def mix(self, *projected: Tensor, key_padding_mask: Tensor | None, draws: Draws) -> Tensor:

@@ -1,6 +1,7 @@
 """The feed-forward layer, computed over pieces of the sequence (paper, section 3: chunking)."""
 
 from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -10,7 +11,9 @@ from reformer_lab.ops.chunking import chunked_apply
 from reformer_lab.ops.random import CallSeeds, Draws, dropout
 
 # In place where the gradient needs the result alone: what comes in is this layer's own.
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": functional.relu_, "gelu": functional.gelu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": functional.relu_, "gelu": functional.gelu, "fast_gelu": partial(functional.gelu, approximate="tanh"),
+}  # fmt: skip
 
 
 class ChunkedFeedForward(nn.Module):

@@ -13,8 +13,20 @@ AttentionKind = Literal["full", "local", "lsh"]
 PositionKind = Literal["axial", "learned", "sinusoidal", "none"]
 
 
-ADDED_FIELDS = ("projection_chunk_length", "heads_at_once")
-"""Left out where they are None: a run that was recorded before they existed keeps its identity."""
+ADDED_FIELDS = (
+    "projection_chunk_length", "heads_at_once", "wrap_around", "key_epsilon", "local_attention_dropout", "shift",
+)  # fmt: skip
+"""Left out where they have their default: a run that was recorded before they existed keeps its identity."""
+NUMERICS: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "trax_v1": {"cross_bucket": True},
+    "trax_v2": {"cross_bucket": True, "correct_duplicates": False, "wrap_around": True, "key_epsilon": 1e-6},
+    "huggingface": {
+        "cross_bucket": True, "correct_duplicates": False, "wrap_around": True, "key_epsilon": 1e-6, "share_rotations": True,
+        "layer_norm_eps": 1e-12, "shift": "targets",
+    },
+}  # fmt: skip
+"""The arithmetic of the historic implementations (PAPER section 2): `config.replace(**NUMERICS["huggingface"])`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +78,11 @@ class ReformerConfig:
     """Count a pair found by several rounds once (the paper's log N_ij)."""
     key_scale: Literal["unit", "unit_over_sqrt_d"] = "unit"
     """Logit of shared queries and keys: q . k/|k| (the authors), or that over sqrt(d) (reformer-pytorch)."""
+    wrap_around: bool = False
+    """LSH and local attention: windows reach around from the first chunk to the last, over all hash rounds, as in trax from
+    2020 and in transformers. For converted checkpoints; the fast backends do not have it."""
+    key_epsilon: float = 0.0
+    """LSH attention: added to the mean square of a key before it is brought to unit length; likewise."""
     share_rotations: bool = False
     """One set of hash rotations for all examples of a batch instead of one for each."""
     lsh_backend: str = "auto"
@@ -95,10 +112,15 @@ class ReformerConfig:
     the output layer."""
     attention_dropout: float = 0.0
     """Dropout on attention weights."""
-    activation: Literal["relu", "gelu"] = "relu"
-    """Non-linearity of the feed-forward layer."""
+    local_attention_dropout: float | None = None
+    """That of local attention; None: attention_dropout."""
+    activation: Literal["relu", "gelu", "fast_gelu"] = "relu"
+    """Non-linearity of the feed-forward layer. "fast_gelu": trax's FastGelu, the approximation by tanh."""
     layer_norm_eps: float = 1e-6
     """Epsilon of every layer norm."""
+    shift: Literal["inputs", "targets"] = "inputs"
+    """A causal model sees the tokens before a position and predicts the one there: "inputs". "targets": it sees the one there
+    too and predicts the next, as transformers' do; then nothing predicts the first token."""
     tie_embeddings: bool = False
     """Use the embedding table, over sqrt(d_model), as the output matrix too (of both streams alike)."""
 
@@ -132,6 +154,11 @@ class ReformerConfig:
         for name in ("dropout", "attention_dropout"):
             value = getattr(self, name)
             self._require(isinstance(value, (int, float)) and 0 <= value < 1, name, "must be a number in [0, 1)")
+        local = self.local_attention_dropout
+        allowed_local = local is None or (isinstance(local, (int, float)) and 0 <= local < 1)
+        self._require(allowed_local, "local_attention_dropout", "must be a number in [0, 1), or None")
+        key_epsilon = self.key_epsilon
+        self._require(isinstance(key_epsilon, (int, float)) and key_epsilon >= 0, "key_epsilon", "must be a number, at least 0")
         epsilon = self.layer_norm_eps
         self._require(isinstance(epsilon, (int, float)) and epsilon > 0, "layer_norm_eps", "must be a positive number")
         choices: dict[str, tuple[object, ...]] = {
@@ -139,8 +166,9 @@ class ReformerConfig:
             "self_attention": ("last_resort", "allowed"),
             "coverage": ("chunk", "bucket"),
             "key_scale": ("unit", "unit_over_sqrt_d"),
-            "activation": ("relu", "gelu"),
+            "activation": ("relu", "gelu", "fast_gelu"),
             "residual_streams": (1, 2),
+            "shift": ("inputs", "targets"),
         }
         for name, allowed in choices.items():
             self._require(getattr(self, name) in allowed, name, f"must be one of {', '.join(map(str, allowed))}")
@@ -151,6 +179,9 @@ class ReformerConfig:
         self._check_positions()
         if self.coverage == "bucket" and self.cross_bucket:
             raise UserError("cross_bucket=True has no meaning with coverage='bucket': drop one of the two")
+        hashing = "lsh" in self.layer_kinds()
+        if self.wrap_around and hashing and (self.correct_duplicates or not self.cross_bucket):
+            raise UserError("wrap_around=True needs cross_bucket=True and correct_duplicates=False: no other code ever had it")
         if self.reversible and self.residual_streams == 1:
             raise UserError("reversible=True needs residual_streams=2: a single stream cannot be inverted")
 
@@ -200,7 +231,7 @@ class ReformerConfig:
         return {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in asdict(self).items()
-            if not (value is None and name in ADDED_FIELDS)
+            if not (name in ADDED_FIELDS and value == type(self).__dataclass_fields__[name].default)
         }
 
     @classmethod

@@ -80,6 +80,8 @@ class ReformerLM(nn.Module):
     ) -> ReformerOutput:
         """Return the loss and the logits; logits[:, t] predict tokens[:, t] of a causal model, which shifts inside.
 
+        With config.shift "targets" they predict tokens[:, t + 1].
+
         Args:
             tokens: (B, L) int64 in 0..V-1, L from 1 to config.max_length.
             targets: (B, L) int64, -100 = not counted. None: the tokens themselves for a causal model, else no loss.
@@ -92,23 +94,42 @@ class ReformerLM(nn.Module):
         """
         self._check(tokens, targets, key_padding_mask)
         seed, fixed_draws = self._forward_seed(generator)
-        inputs = tokens if key_padding_mask is None else tokens.masked_fill(key_padding_mask, START_TOKEN)
-        if self.config.causal:
-            inputs = functional.pad(inputs[:, :-1], (1, 0), value=START_TOKEN)
-        x = self.embedding(inputs)
-        if self.positions is not None:
-            x = x + self.positions(tokens.shape[1]).to(x.device, x.dtype)
-        x = self._dropout(x, seed, "embedding")
+        x = self._embed(tokens, key_padding_mask, seed)
         if targets is not None and self.config.loss_chunk_length is not None:
-            return ReformerOutput(self._loss_in_pieces(x, targets, key_padding_mask, seed, fixed_draws), None)
+            return ReformerOutput(self._loss_in_pieces(x, self.align(targets), key_padding_mask, seed, fixed_draws), None)
         x = self.stack(x, key_padding_mask, seed, fixed_draws)
         logits = self.logits(self._dropout(self.norm(x), seed, "output"))
         if targets is None and self.config.causal:
             targets = tokens if key_padding_mask is None else tokens.masked_fill(key_padding_mask, IGNORED)
         loss = None
         if targets is not None:
+            targets = self.align(targets)
             loss = summed_cross_entropy(logits, targets) / (targets != IGNORED).sum().clamp(min=1)
         return ReformerOutput(loss, logits)
+
+    def hidden_states(
+        self, tokens: Tensor, key_padding_mask: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Return the normed streams (B, L, streams * d_model), of which the output layer makes logits."""
+        self._check(tokens, None, key_padding_mask)
+        seed, fixed_draws = self._forward_seed(generator)
+        x = self.stack(self._embed(tokens, key_padding_mask, seed), key_padding_mask, seed, fixed_draws)
+        return self._dropout(self.norm(x), seed, "output")
+
+    def _embed(self, tokens: Tensor, key_padding_mask: Tensor | None, seed: int) -> Tensor:
+        inputs = tokens if key_padding_mask is None else tokens.masked_fill(key_padding_mask, START_TOKEN)
+        if self.config.causal and self.config.shift == "inputs":
+            inputs = functional.pad(inputs[:, :-1], (1, 0), value=START_TOKEN)
+        x = self.embedding(inputs)
+        if self.positions is not None:
+            x = x + self.positions(tokens.shape[1]).to(x.device, x.dtype)
+        return self._dropout(x, seed, "embedding")
+
+    def align(self, targets: Tensor) -> Tensor:
+        """Return the targets (B, L) at the positions whose logits predict them."""
+        if self.config.causal and self.config.shift == "targets":
+            return functional.pad(targets[:, 1:], (0, 1), value=IGNORED)
+        return targets
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the logits (B, L, V) of normed streams (B, L, streams * d_model)."""
@@ -246,14 +267,15 @@ def _attention(config: ReformerConfig, kind: AttentionKind) -> SelfAttention:
     if kind == "local":
         return LocalSelfAttention(
             *shape, chunk_length=config.local_chunk_length, chunks_before=config.local_chunks_before,
-            chunks_after=config.local_chunks_after, causal=config.causal, dropout=config.attention_dropout,
+            chunks_after=config.local_chunks_after, causal=config.causal, wrap_around=config.wrap_around,
+            dropout=config.attention_dropout if config.local_attention_dropout is None else config.local_attention_dropout,
         )  # fmt: skip
     return LSHSelfAttention(
         *shape, num_hashes=config.num_hashes, num_buckets=config.num_buckets, chunk_length=config.chunk_length,
         chunks_before=config.chunks_before, chunks_after=config.chunks_after, causal=config.causal,
         coverage=config.coverage, cross_bucket=config.cross_bucket, correct_duplicates=config.correct_duplicates,
-        key_scale=config.key_scale, dropout=config.attention_dropout, share_rotations=config.share_rotations,
-        backend=config.lsh_backend,
+        key_scale=config.key_scale, wrap_around=config.wrap_around, key_epsilon=config.key_epsilon,
+        dropout=config.attention_dropout, share_rotations=config.share_rotations, backend=config.lsh_backend,
     )  # fmt: skip
 
 

@@ -56,8 +56,11 @@ def pair_keep_mask(
     return keep_pairs(seed, row, query_position, key_position, dropout_p)
 
 
-def unit_length(x: Tensor) -> Tensor:
-    """Return x / |x| along the last dimension; the zero vector stays zero and gets no gradient."""
-    squared = x.square().sum(-1, keepdim=True)
+def unit_length(x: Tensor, epsilon: float = 0.0) -> Tensor:
+    """Return x / |x| along the last dimension, its mean square enlarged by `epsilon`; a zero vector stays zero.
+
+    With epsilon 0 the zero vector gets no gradient.
+    """
+    squared = x.square().sum(-1, keepdim=True) + epsilon * x.shape[-1]
     zero = squared == 0
     return x * squared.masked_fill(zero, 1.0).rsqrt().masked_fill(zero, 0.0)

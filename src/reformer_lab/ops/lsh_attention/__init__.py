@@ -17,11 +17,11 @@ from reformer_lab.ops.random import draw_seed
 PRESETS: dict[str, dict[str, object]] = {
     "paper": {"cross_bucket": False, "correct_duplicates": True},
     "trax_v1": {"cross_bucket": True, "correct_duplicates": True},
-    "trax_v2": {"cross_bucket": True, "correct_duplicates": False},
-    "huggingface": {"cross_bucket": True, "correct_duplicates": False},
+    "trax_v2": {"cross_bucket": True, "correct_duplicates": False, "wrap_rounds": True, "key_epsilon": 1e-6},
+    "huggingface": {"cross_bucket": True, "correct_duplicates": False, "wrap_rounds": True, "key_epsilon": 1e-6},
 }
-"""Options of the historic implementations, apart from their look-back from one round into another, which is never done
-here. `lsh_attention(qk, v, **PRESETS["trax_v2"])`."""
+"""Options of the historic implementations; `trax_v1` apart from its look-back from one round into another, which is done
+here only where duplicates are not corrected. `lsh_attention(qk, v, **PRESETS["trax_v2"])`."""
 
 
 class LSHAttentionResult(NamedTuple):
@@ -47,6 +47,8 @@ def lsh_attention(
     cross_bucket: bool = False,
     correct_duplicates: bool = True,
     key_scale: str = "unit",
+    wrap_rounds: bool = False,
+    key_epsilon: float = 0.0,
     dropout_p: float = 0.0,
     generator: torch.Generator | None = None,
     rotations: Tensor | None = None,
@@ -62,7 +64,8 @@ def lsh_attention(
         num_buckets: an even number, a tuple of even factors (the first is the least significant digit of a bucket id),
             or None for `default_num_buckets`.
         chunk_length: sorted tokens in a chunk.
-        chunks_before, chunks_after: chunks that a chunk sees besides itself. Never those of another round.
+        chunks_before, chunks_after: chunks that a chunk sees besides itself. Never those of another round, but for
+            `wrap_rounds`.
         causal: see no later token.
         key_padding_mask: (batch, length) bool, True = padding. Such a token sees nothing and is seen by nothing.
         coverage: "chunk", the paper's windows of sorted chunks; "bucket", the whole bucket, exactly. Then, with given
@@ -70,6 +73,10 @@ def lsh_attention(
         cross_bucket: see the whole window instead of the same bucket alone.
         correct_duplicates: count a pair that several rounds find once (log N_ij of appendix A), instead of as often.
         key_scale: the logit is q . k/|k| ("unit"), or that over sqrt(d_head) ("unit_over_sqrt_d").
+        wrap_rounds: let the chunks of all rounds form one circle, so that the first chunk of a round sees the last one of
+            the round before, as trax from 2020 and transformers do. Needs cross_bucket and no correction of duplicates; here to
+            compare converted checkpoints, in the backends "reference" and "torch" alone.
+        key_epsilon: added to the mean square of a key before it is brought to unit length; likewise.
         dropout_p: probability to drop a weight; a pair is dropped or kept in all rounds alike.
         generator: source of rotations and dropout. None: one seeded with 0, so that equal calls give equal results. The
             global generator is never used. A host generator avoids a synchronisation with the GPU.
@@ -95,7 +102,7 @@ def lsh_attention(
     options = LSHOptions(
         num_hashes=num_hashes, chunk_length=chunk_length, chunks_before=chunks_before, chunks_after=chunks_after,
         causal=causal, coverage=coverage, cross_bucket=cross_bucket, correct_duplicates=correct_duplicates,
-        logit_scale=_logit_scale(key_scale, d_head), dropout_p=dropout_p,
+        logit_scale=_logit_scale(key_scale, d_head), dropout_p=dropout_p, wrap_rounds=wrap_rounds, key_epsilon=key_epsilon,
     )  # fmt: skip
     if num_buckets is None:
         num_buckets = default_num_buckets(length, chunk_length)

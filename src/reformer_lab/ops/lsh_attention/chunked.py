@@ -12,6 +12,7 @@ The backward pass recomputes the scores of one tile after another from the saved
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -34,7 +35,7 @@ def forward(
     layout = _Layout(buckets_BHRL, padding_BL, options, accumulation_dtype(qk_BHLD.dtype))
     rows = layout.rows
     q, v = _flat_rows(qk_BHLD), _flat_rows(v_BHLD)
-    k = unit_length(q) * options.logit_scale
+    k = unit_length(q, options.key_epsilon) * options.logit_scale
     # One row more than there are positions: the places that fill the last chunk write there.
     output = v.new_zeros(rows + 1, v.shape[-1])
     maximum, total = v.new_full((rows + 1,), -math.inf), v.new_zeros(rows + 1)
@@ -64,7 +65,7 @@ def backward(
     rows = layout.rows
     maximum, total = maximum_BHL.reshape(rows), total_BHL.reshape(rows)
     q, v, d_output = _flat_rows(qk_BHLD), _flat_rows(v_BHLD), _flat_rows(d_output_BHLD)
-    k = unit_length(q) * options.logit_scale
+    k = unit_length(q, options.key_epsilon) * options.logit_scale
     d_logsumexp = d_logsumexp_BHL.reshape(rows).to(q.dtype)
     # d logit = weight * (d weight - shift): the softmax's own term, less what the logsumexp's gradient adds.
     shift = (d_output * _flat_rows(output_BHLD)).sum(-1) - d_logsumexp
@@ -94,7 +95,7 @@ def backward(
     d_q += d_self * k
     d_k += d_self * q
     d_v += alone[:, None] * d_output * layout.self_keep()
-    d_qk = d_q + options.logit_scale * _unit_length_backward(q, d_k)
+    d_qk = d_q + options.logit_scale * _unit_length_backward(q, d_k, options.key_epsilon)
     return d_qk.view_as(qk_BHLD).to(qk_BHLD.dtype), d_v.view_as(v_BHLD).to(v_BHLD.dtype)
 
 
@@ -118,9 +119,9 @@ def _as_int32(codes: Tensor) -> Tensor:
     return codes.int() if codes.device.type == "cpu" and int(codes.amax()) < CODE_LIMIT else codes
 
 
-def _unit_length_backward(x: Tensor, d_unit: Tensor) -> Tensor:
-    """Return the gradient of x from that of x / |x|."""
-    squared = x.square().sum(-1, keepdim=True)
+def _unit_length_backward(x: Tensor, d_unit: Tensor, epsilon: float) -> Tensor:
+    """Return the gradient of x from that of `unit_length`."""
+    squared = x.square().sum(-1, keepdim=True) + epsilon * x.shape[-1]
     zero = squared == 0
     inverse = squared.masked_fill(zero, 1.0).rsqrt().masked_fill(zero, 0.0)
     unit = x * inverse
@@ -186,6 +187,8 @@ class _Layout:
             return _as_int32(buckets_NRL)
         place = torch.arange(self.length, device=self.device) // options.chunk_length
         chunk = torch.empty_like(self.order_NRL).scatter_(-1, self.order_NRL, place.expand_as(self.order_NRL))
+        if options.wrap_rounds:
+            return torch.zeros_like(chunk)  # the window itself says who sees whom
         if options.cross_bucket:
             return _as_int32(chunk)
         apart = self.chunks + options.chunks_before + options.chunks_after
@@ -211,15 +214,42 @@ class _Layout:
     def tiles(self, hash_round: int) -> Iterator["_Tile"]:
         """Yield the tiles of one round; together they hold each query with all the keys it sees in that round once."""
         order_NL = self.order_NRL[:, hash_round]
-        fill = self.chunks * self.options.chunk_length - self.length
-        # (N * C, M): the sorted positions; -1 fills the last chunk.
-        position = torch.nn.functional.pad(order_NL, (0, fill), value=-1).view(-1, self.options.chunk_length)
-        codes = self._sorted_codes(hash_round, order_NL, fill)
-        for query_chunks, window_chunks in self._windows(hash_round, order_NL):
+        if self.options.wrap_rounds:
+            position, codes = self._circle
+            windows = self._windows_on_the_circle(hash_round)
+        else:
+            position, codes = self._sorted(hash_round)
+            windows = self._windows(hash_round, order_NL)
+        for query_chunks, window_chunks in windows:
             scores = window_chunks.shape[1] * self.options.chunk_length**2
             step = max(1, TILE_SCORES.get(self.device.type, TILE_SCORES_ELSEWHERE) // scores)
             for some, window in zip(query_chunks.split(step), window_chunks.split(step), strict=True):
                 yield self._tile(position, codes, some, window)
+
+    def _sorted(self, hash_round: int) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """Return the positions (N * C, M) in the order of a round, -1 where the last chunk is filled, and their codes."""
+        order_NL = self.order_NRL[:, hash_round]
+        fill = self.chunks * self.options.chunk_length - self.length
+        position = torch.nn.functional.pad(order_NL, (0, fill), value=-1).view(-1, self.options.chunk_length)
+        return position, self._sorted_codes(hash_round, order_NL, fill)
+
+    @cached_property
+    def _circle(self) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """Return what `_sorted` does for all rounds (R * N * C, M), one after the other."""
+        positions, codes = zip(*(self._sorted(hash_round) for hash_round in range(self.options.num_hashes)), strict=True)
+        as_query, as_key = zip(*(code for (code,) in codes), strict=True)  # duplicates are never corrected here
+        return torch.cat(positions), [(torch.cat(as_query), torch.cat(as_key))]
+
+    def _windows_on_the_circle(self, hash_round: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the query chunks (N * C,) of a round and their windows (N * C, W), as indices into R * N * C chunks."""
+        options = self.options
+        offset = torch.arange(-options.chunks_before, options.chunks_after + 1, device=self.device)
+        on_circle = hash_round * self.chunks + torch.arange(self.chunks, device=self.device)
+        target = (on_circle[:, None] + offset) % (options.num_hashes * self.chunks)
+        within = torch.arange(self.count, device=self.device)[:, None, None] * self.chunks + target % self.chunks
+        window = torch.div(target, self.chunks, rounding_mode="floor") * self.count * self.chunks + within
+        first = hash_round * self.count * self.chunks
+        yield torch.arange(first, first + self.count * self.chunks, device=self.device), window.flatten(0, 1)
 
     def _sorted_codes(self, hash_round: int, order_NL: Tensor, fill: int) -> list[tuple[Tensor, Tensor]]:
         """Return the codes (N * C, M) as query and as key in the order of `hash_round`: its own and, where duplicates are
@@ -277,7 +307,8 @@ class _Layout:
         self, position: Tensor, codes: list[tuple[Tensor, Tensor]], query_chunks: Tensor, window_chunks: Tensor
     ) -> "_Tile":
         options = self.options
-        offsets = range(1) if options.coverage == "bucket" else range(-options.chunks_after, options.chunks_before + 1)
+        exact = options.coverage == "bucket" or options.wrap_rounds
+        offsets = range(1) if exact else range(-options.chunks_after, options.chunks_before + 1)
         invisible = self._invisible_code()
         there = window_chunks >= 0
         window_chunks = window_chunks.clamp(min=0)
@@ -293,7 +324,7 @@ class _Layout:
             # The first codes are the round's own; a pair that an earlier round found is that round's.
             hidden |= ~found if which == 0 else found
 
-        sequence = torch.div(query_chunks, self.chunks, rounding_mode="floor")[:, None]
+        sequence = torch.div(query_chunks, self.chunks, rounding_mode="floor")[:, None] % self.count
         keep = None
         if options.dropout_p > 0:
             keep = self._factors(
@@ -356,6 +387,7 @@ class _Tile:
 
     def add_to_window(self, x: Tensor, addend: Tensor) -> None:
         """Add (T, W * M, D) to the keys' rows of x (N * L + 1, D)."""
-        # Chunk by chunk of the window: then a row is named twice only with zeros, and the sum has one order.
+        # Chunk by chunk of the window: then a row is named twice only with zeros, and the sum has one order. (With
+        # wrap_rounds the chunks of two rounds may meet in one part: on a GPU their order is left open.)
         for rows, part in zip(self.key_rows.chunk(self.window_width, 1), addend.chunk(self.window_width, 1), strict=True):
             x.index_add_(0, rows.flatten(), part.flatten(0, 1))

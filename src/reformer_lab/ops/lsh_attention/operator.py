@@ -44,24 +44,29 @@ BACKENDS = ("reference", *FAST_BACKENDS)
 
 
 def unusable(
-    backend: str, device: torch.device | None = None, dtype: torch.dtype | None = None, width: int | None = None
-) -> str | None:
+    backend: str, device: torch.device | None = None, dtype: torch.dtype | None = None, width: int | None = None,
+    options: LSHOptions | None = None,
+) -> str | None:  # fmt: skip
     """Return in one line why a backend cannot be used for such tensors, or at all; None if it can. width: the widest head."""
     if backend not in BACKENDS:
         return f"there is no such backend; choose from {', '.join(BACKENDS)}"
+    if backend in ("native", "triton") and options is not None and options.historic() is not None:
+        return options.historic()
     if backend == "triton":
         return triton.unusable(device, dtype, width)
     return native.unusable(device, dtype) if backend == "native" else None
 
 
-def choose_backend(backend: str, device: torch.device, dtype: torch.dtype, width: int | None = None) -> str:
+def choose_backend(
+    backend: str, device: torch.device, dtype: torch.dtype, width: int | None = None, options: LSHOptions | None = None
+) -> str:
     """Return the name of the backend that computes such tensors when `backend`, "auto" or a name, is asked for."""
     if backend == "auto":
         fast = {"cpu": "native", "cuda": "triton"}.get(device.type, "torch")
-        return fast if unusable(fast, device, dtype, width) is None else "torch"
+        return fast if unusable(fast, device, dtype, width, options) is None else "torch"
     if backend not in BACKENDS:
         raise UserError(f"backend={backend!r}: must be auto or one of {', '.join(BACKENDS)}")
-    why_not = unusable(backend, device, dtype, width)
+    why_not = unusable(backend, device, dtype, width, options)
     if why_not is not None:
         raise UserError(f"backend={backend!r} cannot be used: {why_not}")
     return backend
@@ -83,8 +88,8 @@ def _options(values: tuple[Any, ...]) -> LSHOptions:
     return LSHOptions(**dict(zip(_FIELDS, values, strict=True)))
 
 
-def _module(backend: str, qk: Tensor, v: Tensor) -> Backend:
-    return FAST_BACKENDS[choose_backend(backend, qk.device, qk.dtype, max(qk.shape[-1], v.shape[-1]))]
+def _module(backend: str, qk: Tensor, v: Tensor, options: LSHOptions) -> Backend:
+    return FAST_BACKENDS[choose_backend(backend, qk.device, qk.dtype, max(qk.shape[-1], v.shape[-1]), options)]
 
 
 def attend(
@@ -120,7 +125,8 @@ def _attention(
     qk: Tensor, v: Tensor, buckets: Tensor, padding: Tensor | None, backend: str, *options: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     with torch.autocast(qk.device.type, enabled=False):
-        return _module(backend, qk, v).forward(qk, v, buckets, padding, _options(options))
+        given = _options(options)
+        return _module(backend, qk, v, given).forward(qk, v, buckets, padding, given)
 
 
 @torch.library.register_fake(_ATTENTION)
@@ -137,8 +143,9 @@ def _gradients(
     d_output: Tensor, d_logsumexp: Tensor, backend: str, *options: Any,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     with torch.autocast(qk.device.type, enabled=False):  # whoever asks for gradients may be under one
-        return _module(backend, qk, v).backward(
-            qk, v, buckets, padding, output, maximum, total, _options(options), d_output, d_logsumexp
+        given = _options(options)
+        return _module(backend, qk, v, given).backward(
+            qk, v, buckets, padding, output, maximum, total, given, d_output, d_logsumexp
         )
 
 

@@ -25,6 +25,10 @@ class LSHOptions:
     dropout_p: float
     dropout_seed: int = 0
     """Seed of `keep_pairs`."""
+    wrap_rounds: bool = False
+    """The rounds' chunks form one circle, in which a window reaches from one round into the next."""
+    key_epsilon: float = 0.0
+    """Added to the mean square of a key before it is brought to unit length."""
 
     def __post_init__(self) -> None:
         for name, least in (("num_hashes", 1), ("chunk_length", 1), ("chunks_before", 0), ("chunks_after", 0)):
@@ -34,8 +38,18 @@ class LSHOptions:
             raise UserError(f"coverage={self.coverage!r}: must be 'chunk' or 'bucket'")
         if self.coverage == "bucket" and self.cross_bucket:
             raise UserError("cross_bucket=True has no meaning with coverage='bucket': drop one of the two")
+        if self.wrap_rounds and (self.correct_duplicates or not self.cross_bucket):
+            raise UserError("wrap_rounds=True needs cross_bucket=True and correct_duplicates=False: no other code ever had it")
+        if not self.key_epsilon >= 0:
+            raise UserError(f"key_epsilon={self.key_epsilon}: must be at least 0")
         if not 0 <= self.dropout_p < 1:
             raise UserError(f"dropout_p={self.dropout_p}: must be in [0, 1)")
+
+    def historic(self) -> str | None:
+        """Return in one line which option only the slower backends know; None if there is none."""
+        if self.wrap_rounds:
+            return "it does not look from one hash round into another (wrap_rounds)"
+        return "it knows no epsilon in the length of a key (key_epsilon)" if self.key_epsilon else None
 
     def with_dropout_seed(self, seed: int) -> "LSHOptions":
         """Return the options with the seed of this call's dropout."""

@@ -17,7 +17,7 @@ def attend(
     batch, heads, length, _ = qk_BHLD.shape
     dtype = accumulation_dtype(qk_BHLD.dtype)
     q = qk_BHLD.to(dtype)
-    k = unit_length(q) * options.logit_scale
+    k = unit_length(q, options.key_epsilon) * options.logit_scale
 
     rounds_BHLL = count_rounds(buckets_BHRL, padding_BL, options)
     logits = q @ k.transpose(-1, -2)
@@ -33,7 +33,8 @@ def attend(
 def count_rounds(buckets_BHRL: Tensor, padding_BL: Tensor | None, options: LSHOptions) -> Tensor:
     """Return N_ij (B, H, L, L), int64: in how many rounds j is in the set P_i of query i; 0 where i does not see j.
 
-    N_ii is 1 for a token that sees nothing else in any round, and 0 for every other one.
+    With `wrap_rounds` it is the number of places in i's windows that hold j. N_ii is 1 for a token that sees nothing else in
+    any round, and 0 for every other one.
     """
     batch, heads, _, length = buckets_BHRL.shape
     device = buckets_BHRL.device
@@ -47,6 +48,9 @@ def count_rounds(buckets_BHRL: Tensor, padding_BL: Tensor | None, options: LSHOp
         allowed = allowed & (position[None, :] <= position[:, None])
 
     counts_BHLL = torch.zeros(batch, heads, length, length, dtype=torch.int64, device=device)
+    if options.wrap_rounds:
+        counts_BHLL += allowed * _places_on_the_circle(buckets_BHRL, options)
+        buckets_BHRL = buckets_BHRL[:, :, :0]
     for bucket_BHL in buckets_BHRL.unbind(2):
         in_set = allowed
         if not options.cross_bucket:
@@ -61,3 +65,20 @@ def count_rounds(buckets_BHRL: Tensor, padding_BL: Tensor | None, options: LSHOp
 
     sees_nothing = (counts_BHLL == 0).all(-1) & ~padding_BL[:, None, :]
     return counts_BHLL + torch.diag_embed(sees_nothing.long())
+
+
+def _places_on_the_circle(buckets_BHRL: Tensor, options: LSHOptions) -> Tensor:
+    """Return (B, H, L, L), int64: how often j is in i's windows where the chunks of all rounds, one round after the other,
+    form a circle. A window wider than the circle holds a token more than once."""
+    rounds, length = buckets_BHRL.shape[2:]
+    position = torch.arange(length, device=buckets_BHRL.device)
+    place_BHRL = (buckets_BHRL * length + position).argsort(-1).argsort(-1)
+    chunks = -(-length // options.chunk_length)
+    chunk_BHRL = torch.arange(rounds, device=position.device)[:, None] * chunks + place_BHRL // options.chunk_length
+    places = torch.zeros(*buckets_BHRL.shape[:2], length, length, dtype=torch.int64, device=position.device)
+    for offset in range(-options.chunks_before, options.chunks_after + 1):
+        looked_at_BHRL = (chunk_BHRL + offset) % (rounds * chunks)
+        for query_round in looked_at_BHRL.unbind(2):
+            for key_round in chunk_BHRL.unbind(2):
+                places += query_round[..., :, None] == key_round[..., None, :]
+    return places

@@ -1,0 +1,1 @@
+"""Other libraries and their checkpoints; imported when asked for."""
