@@ -19,6 +19,7 @@ VERBS = {
     "reproduce": "run the paper's experiments and write the report",
     "train": "train a model on any file",
     "evaluate": "score a trained model over a whole split",
+    "generate": "continue a text with a trained model",
     "bench": "measure speed and memory",
     "data": "show a corpus, download a known one",
     "report": "write the report of results again",
