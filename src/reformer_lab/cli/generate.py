@@ -95,7 +95,7 @@ def main(argv: list[str]) -> int:
         for name in ("greedy", "temperature", "top_k", "top_p", "num_hashes", "seed", "end_token", "precision")
     } | {"length": length}
     if arguments.num_beams != 1:
-        beams = {"num_beams": arguments.num_beams, "length_penalty": arguments.length_penalty}
+        beams: dict[str, Any] = {"num_beams": arguments.num_beams, "length_penalty": arguments.length_penalty}
         new = iter(generate(model, [tokens], **common, **beams)[0].tokens)
     else:
         new = (token for (token,) in stream(model, [tokens], **common) if token is not None)
