@@ -21,7 +21,8 @@ TINY = ["--steps", "3", "--batch-size", "2", "--eval-limit", "2", "--checkpoint-
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run on a text."""
     folder = tmp_path_factory.mktemp("runs")
-    (folder / "novel.txt").write_text("It was a dark and stormy night; the reformers sorted their tokens. é\n" * 300, encoding="utf-8")
+    text = "It was a dark and stormy night; the reformers sorted their tokens. é\n"
+    (folder / "novel.txt").write_text(text * 300, encoding="utf-8")
     call = ["train", "--corpus", str(folder / "novel.txt"), "--preset", "cpu_tiny", "--length", "32", *TINY]
     assert main([*call, "--output", str(folder / "run")]) == 0
     return folder / "run"
