@@ -148,9 +148,7 @@ class LSHSelfAttention(SelfAttention):
         qk, v = projected
         num_buckets = self.buckets_for(qk.shape[2])
         # Remembered: a recomputation sees x with other rounding errors, which could move a vector to another bucket.
-        buckets = draws.remember(
-            "buckets", lambda: self.hash(qk, self.rotations(qk.shape[0], qk.shape[1], num_buckets, draws), num_buckets)
-        )
+        buckets = draws.remember("buckets", lambda: self._hash(qk, num_buckets, draws))
         return self.attend(qk, v, buckets, num_buckets, key_padding_mask, **self.attention_dropout(draws))
 
     def buckets_for(self, length: int) -> int | tuple[int, ...]:
@@ -166,6 +164,9 @@ class LSHSelfAttention(SelfAttention):
     def hash(self, qk: Tensor, rotations: Tensor, num_buckets: int | tuple[int, ...]) -> Tensor:
         """Return the buckets (B, H, R, L) of vectors (B, H, L, D)."""
         return lsh_buckets(qk, rotations, num_buckets, backend=self.options["backend"])
+
+    def _hash(self, qk: Tensor, num_buckets: int | tuple[int, ...], draws: Draws) -> Tensor:
+        return self.hash(qk, self.rotations(qk.shape[0], qk.shape[1], num_buckets, draws), num_buckets)
 
     def attend(self, qk: Tensor, v: Tensor, buckets: Tensor, num_buckets: int | tuple[int, ...],
                key_padding_mask: Tensor | None, **dropout: Any) -> Tensor:  # fmt: skip
