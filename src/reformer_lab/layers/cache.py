@@ -195,10 +195,11 @@ class LSHCache(AttentionCache):
     def _start(self, *projected: Tensor, lengths: Tensor) -> Tensor:
         qk, v = projected
         padding = torch.arange(qk.shape[2], device=qk.device) >= lengths[:, None]
+        self.rotations = self.rotations.to(qk.device)
         buckets = self.layer.hash(qk, self.rotations, self.num_buckets)
         self._vectors, self._values = Rows(qk, self.max_length), Rows(v, self.max_length)
         self._lists = BucketLists(buckets, lengths, math.prod(bucket_factors(self.num_buckets)))
-        return self.layer.attend(qk, v, buckets, self.num_buckets, padding)
+        return self.layer.attend(qk, v, buckets, self.num_buckets, padding if padding.any() else None)
 
     def _step(self, *projected: Tensor, position: Tensor, longest: int) -> Tensor:
         qk, v = projected

@@ -147,6 +147,7 @@ class ReformerLM(nn.Module):
             lengths = torch.full((batch,), length, device=tokens.device)
         if lengths.shape != (batch,) or int(lengths.min()) < 0 or int(lengths.max()) > length:
             raise UserError(f"lengths={lengths.tolist()}: expected {batch} numbers from 0 to {length}, one for each row")
+        lengths = lengths.to(tokens.device)
         padding = torch.arange(length, device=tokens.device) >= lengths[:, None]
         tokens = tokens.masked_fill(padding, START_TOKEN)
         self._check_tokens(tokens)
