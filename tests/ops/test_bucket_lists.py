@@ -69,3 +69,13 @@ def test_memory_is_linear_and_a_look_up_is_not() -> None:
         lists = BucketLists(buckets, torch.tensor([length]), 64)
         numbers = sum(value.numel() for value in vars(lists).values() if isinstance(value, Tensor))
         assert numbers <= length + 64 * PAGE + 4 * 64 + 64 * (int(lists.counts.max()) // PAGE + 1)
+
+
+def test_memory_stays_linear_while_the_text_grows() -> None:
+    buckets = torch.randint(16, (1, 1, 1, 4000), generator=torch.Generator().manual_seed(0))
+    lists = BucketLists(buckets[..., :10], torch.tensor([10]), 16)
+    for at in range(10, 4000):
+        lists.append(buckets[..., at : at + 1], torch.tensor([at]))
+    assert contents(lists) == expected(buckets, [4000], 16)
+    numbers = sum(value.numel() for value in vars(lists).values() if isinstance(value, Tensor))
+    assert numbers <= 2 * (4000 + 16 * PAGE) + 100 * 16  # room is doubled when it is used up
