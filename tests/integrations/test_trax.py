@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from reformer_lab.errors import UserError
+from reformer_lab.evaluation.generate import generate
 from reformer_lab.integrations.trax import from_trax, load_trax_arrays, to_trax_arrays, trax_arrays
 from reformer_lab.layers.feed_forward import ACTIVATIONS
 from reformer_lab.models.config import ReformerConfig
@@ -44,6 +45,8 @@ def test_the_authors_checkpoint_copies(checkpoint: Path) -> None:
         tokens.append(int(logits[0, -1].argmax()))
     assert tokens[8:] == [3, 7, 5, 3, 2, 4]
     assert logits[0, -1].softmax(-1).max() > 0.99
+    (cached,) = generate(model, [[0, 3, 7, 5, 3, 2, 4, 0]], length=6, greedy=True)
+    assert cached.tokens == [3, 7, 5, 3, 2, 4]
 
 
 def test_fast_gelu_is_the_published_formula() -> None:

@@ -39,6 +39,12 @@ def test_a_shorter_length_takes_the_first_places(length: int) -> None:
         assert torch.equal(layer(length), layer(24)[:length])
 
 
+@given(places=st.lists(st.integers(0, 23), min_size=1))
+def test_rows_of_some_positions(places: list[int]) -> None:
+    for layer in (axial((4, 6), (3, 2)), axial((2, 3, 4), (2, 1, 2)), LearnedPositions(24, 5), SinusoidalPositions(5)):
+        assert torch.equal(layer.at(torch.tensor(places)), layer(24)[places])
+
+
 def test_axial_gradients_add_up_over_the_places_of_a_row() -> None:
     layer = axial((4, 6), (3, 2))
     layer(24).sum().backward()

@@ -19,6 +19,7 @@ examples:
   reformer-lab bench scaling --lengths 8k,16k,32k,64k,128k,256k
   reformer-lab bench step --lengths 4k,16k
   reformer-lab bench step --preset crime_and_punishment --repeats 1
+  reformer-lab bench generate --lengths 1k,4k,16k,32k
   reformer-lab bench memory --depths 2,4,8 --lengths 8k --csv memory.csv
   reformer-lab bench figure attention.csv --figure attention.svg
 
@@ -39,11 +40,13 @@ def main(argv: list[str]) -> int:
     """Run one of the benchmarks."""
     parser = argparse.ArgumentParser(prog="reformer-lab bench", description=HELP,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    actions = parser.add_subparsers(dest="action", required=True, metavar="attention | scaling | step | memory | figure")
+    actions = parser.add_subparsers(dest="action", required=True,
+                                    metavar="attention | scaling | step | generate | memory | figure")
 
     attention = actions.add_parser("attention", help="one attention, alone or with its projections, forward and backward")
     scaling = actions.add_parser("scaling", help="time and memory per token of one attention against length")
     step = actions.add_parser("step", help="a whole training step of a language model")
+    generation = actions.add_parser("generate", help="one more token of a text against the length of the text")
     memory = actions.add_parser("memory", help="activations of a training step against depth, length, feed-forward chunk")
     figure = actions.add_parser("figure", help="draw what one of the others wrote with --csv")
 
@@ -83,6 +86,13 @@ def main(argv: list[str]) -> int:
     memory.add_argument("--d-ff", type=int, default=512, help="width of the feed-forward layer (%(default)s)")
     memory.add_argument("--rounds", type=int, default=4, help="hash rounds (%(default)s)")
 
+    generation.add_argument("--lengths", default="1k,4k,16k,32k", help="tokens that are there already (%(default)s)")
+    generation.add_argument("--only", default="lsh,local", help="lsh, lsh-bucket, local, full (%(default)s)")
+    generation.add_argument("--batch-size", type=int, default=1, help="texts (%(default)s)")
+    generation.add_argument("--repeats", type=int, default=9, help="turns of each length, of 8 tokens (%(default)s)")
+    generation.add_argument("--device", default="auto", help="auto, cpu or cuda (%(default)s)")
+    generation.add_argument("--csv", type=Path, metavar="FILE", help="write every point to this file too")
+
     for action in (attention, scaling, step, memory):
         action.add_argument("--device", default="auto", help="auto, cpu or cuda (%(default)s)")
         action.add_argument("--precision", default="fp32", help="fp32 or bf16 (%(default)s)")
@@ -93,7 +103,8 @@ def main(argv: list[str]) -> int:
         action.add_argument("--figure", type=Path, metavar="FILE.svg", help="draw the rows of --csv into this file")
     arguments = parser.parse_args(argv)
     actions_by_name: dict[str, Callable[[argparse.Namespace], int]] = {
-        "attention": _attention, "scaling": _scaling, "step": _step, "memory": _memory, "figure": _figure}
+        "attention": _attention, "scaling": _scaling, "step": _step, "generate": _generate, "memory": _memory,
+        "figure": _figure}
     return actions_by_name[arguments.action](arguments)
 
 
@@ -221,6 +232,37 @@ def _step(arguments: argparse.Namespace) -> int:
                          device=device.type, precision=arguments.precision, repeats=arguments.repeats,
                          max_seconds=arguments.max_seconds, threads=arguments.threads, progress=_progress))
     return table.end()
+
+
+def _generate(arguments: argparse.Namespace) -> int:
+    lengths = parse_counts(arguments.lengths)
+    _positive(arguments, "batch_size", "repeats")
+    _check_writable(arguments.csv)
+    arguments.threads = None
+
+    from reformer_lab.benchmarks.generation import COLUMNS, CONTENDERS, bench_generation
+    from reformer_lab.benchmarks.measure import write_csv
+
+    machine, rows = _machine(arguments), []
+    contenders = _words(arguments.only)
+    for name in contenders:
+        if name not in CONTENDERS:
+            raise UserError(f"--only {name}: choose from {', '.join(CONTENDERS)}")
+    print(f"{machine['device_name']}, {machine['threads']} threads; batch {arguments.batch_size}, 2 layers of width 256, "
+          "4 rounds")
+    print(f"{'contender':<12} {'length':>9} {'ms/token':>10} {'20 %':>10} {'80 %':>10} {'tokens/s':>10} {'relative':>9}")
+    for name in contenders:
+        for row in bench_generation(lengths, name, batch_size=arguments.batch_size, repeats=arguments.repeats,
+                                    device=arguments.device):
+            rows.append({**machine, **row})
+            times = " ".join(f"{1e3 * row[column]:>10.3f}" for column in ("median", "low", "high"))
+            print(f"{name:<12} {row['length']:>9,} {times} {row['tokens_per_second']:>10,.0f} {row['relative_time']:>9.3f}",
+                  flush=True)
+            if arguments.csv is not None:
+                write_csv(arguments.csv, rows, COLUMNS)
+    if arguments.csv is not None:
+        print(f"written: {arguments.csv}")
+    return 0
 
 
 def _figure(arguments: argparse.Namespace) -> int:

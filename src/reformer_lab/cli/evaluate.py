@@ -49,9 +49,9 @@ def main(argv: list[str]) -> int:
     from reformer_lab.data.dataset import open_dataset
     from reformer_lab.evaluation.evaluate import evaluate, split_sizes
     from reformer_lab.models.language_model import ReformerLM
-    from reformer_lab.training.checkpoint import newest_checkpoint
+    from reformer_lab.training.checkpoint import trained_weights
     from reformer_lab.training.display import Display, scores
-    from reformer_lab.training.run_folder import check_fingerprint, final_event, read_config_file
+    from reformer_lab.training.run_folder import check_fingerprint, read_config_file
 
     recorded = read_config_file(arguments.run)
     config = RunConfig.from_dict(recorded["config"])
@@ -63,14 +63,7 @@ def main(argv: list[str]) -> int:
     dataset = open_dataset(data, config.seed)
     check_fingerprint(arguments.run, recorded, dataset.fingerprint)
 
-    final = final_event(arguments.run)
-    if final is not None:
-        weights, state = arguments.run / "model", f"finished at step {final['step']}"
-    else:
-        newest = newest_checkpoint(arguments.run / "checkpoints", print)
-        if newest is None:
-            raise UserError(f"{arguments.run} has no checkpoint yet: wait for one, or train on")
-        weights, state = newest, f"unfinished, at step {newest.name} of {config.steps}"
+    weights, state = trained_weights(arguments.run, config.steps, print)
     model = ReformerLM.from_pretrained(weights)
     hashing = "lsh" in model.config.layer_kinds()
     if arguments.num_hashes is not None:

@@ -19,6 +19,7 @@ VERBS = {
     "reproduce": "run the paper's experiments and write the report",
     "train": "train a model on any file",
     "evaluate": "score a trained model over a whole split",
+    "generate": "continue a text with a trained model",
     "bench": "measure speed and memory",
     "data": "show a corpus, download a known one",
     "report": "write the report of results again",
@@ -39,6 +40,7 @@ examples:
   reformer-lab reproduce --scale quick
   reformer-lab train --corpus novel.txt --output runs/novel
   reformer-lab evaluate runs/novel --split test
+  reformer-lab generate runs/novel --prompt "It was a dark and stormy night"
   reformer-lab bench attention --lengths 1k,4k,16k
 
 Exit codes: 0 done, 1 a fault of the program, 2 something to mend in the call, 3 time over with more to do,

@@ -5,13 +5,10 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from reformer_lab.data.config import ByteCorpusConfig
+from reformer_lab.data.config import BYTE_OFFSET, ByteCorpusConfig
 from reformer_lab.data.corpora import open_corpus, split_bounds, training_starts
 from reformer_lab.data.dataset import IGNORED, Batch, EpochOrder, check_request, eval_selection
 from reformer_lab.errors import UserError
-
-BYTE_OFFSET = 2
-"""Token of a byte minus the byte."""
 
 
 class ByteCorpusDataset:

@@ -10,6 +10,8 @@ from reformer_lab.errors import UserError
 
 BYTE_VOCABULARY = 258
 """Tokens of a byte corpus: byte + 2; 0 is padding, 1 end of sequence (unused, kept for the authors' numbering)."""
+BYTE_OFFSET = 2
+"""Token of a byte, less the byte."""
 FEWEST_WORDS = 64
 """Smallest number of different words of the duplication task that can be split in three."""
 BITS_UNITS = {"byte": "bits per byte", "symbol": "bits per symbol", "subpixel": "bits per dimension"}

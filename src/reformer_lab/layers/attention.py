@@ -151,20 +151,32 @@ class LSHSelfAttention(SelfAttention):
     def mix(self, *projected: Tensor, key_padding_mask: Tensor | None, draws: Draws) -> Tensor:
         """Return the attention (B, H, L, D) of projected vectors and values."""
         qk, v = projected
-        num_buckets = self.num_buckets
-        if num_buckets is None:
-            num_buckets = default_num_buckets(qk.shape[2], self.chunk_length)
+        num_buckets = self.buckets_for(qk.shape[2])
         # Remembered: a recomputation sees x with other rounding errors, which could move a vector to another bucket.
         buckets = draws.remember("buckets", lambda: self._hash(qk, num_buckets, draws))
-        return lsh_attention(
-            qk, v, num_hashes=self.num_hashes, num_buckets=num_buckets, chunk_length=self.chunk_length,
-            causal=self.causal, key_padding_mask=key_padding_mask, buckets=buckets, **self.options,
-            **self.attention_dropout(draws),
-        ).output  # fmt: skip
+        return self.attend(qk, v, buckets, num_buckets, key_padding_mask, **self.attention_dropout(draws))
+
+    def buckets_for(self, length: int) -> int | tuple[int, ...]:
+        """Return the number of buckets of one round: the one that was given, or the default for a sequence of `length`."""
+        return default_num_buckets(length, self.chunk_length) if self.num_buckets is None else self.num_buckets
+
+    def rotations(self, batch: int, heads: int, num_buckets: int | tuple[int, ...], draws: Draws) -> Tensor:
+        """Draw the rotations (batch or 1, heads, d_head, num_hashes, half the sum of the factors) of one call."""
+        # Fixed rotations are shared, so that an example's result does not depend on its place in the batch.
+        batch = 1 if self.share_rotations or draws.fixed else batch
+        return draws.normal("rotations", *rotations_shape(batch, heads, self.d_head, self.num_hashes, num_buckets))
+
+    def hash(self, qk: Tensor, rotations: Tensor, num_buckets: int | tuple[int, ...]) -> Tensor:
+        """Return the buckets (B, H, R, L) of vectors (B, H, L, D)."""
+        return lsh_buckets(qk, rotations, num_buckets, backend=self.options["backend"])
 
     def _hash(self, qk: Tensor, num_buckets: int | tuple[int, ...], draws: Draws) -> Tensor:
-        # Fixed rotations are shared, so that an example's result does not depend on its place in the batch.
-        batch = 1 if self.share_rotations or draws.fixed else qk.shape[0]
-        shape = rotations_shape(batch, qk.shape[1], self.d_head, self.num_hashes, num_buckets)
-        rotations = draws.normal("rotations", *shape)
-        return lsh_buckets(qk, rotations, num_buckets, backend=self.options["backend"])
+        return self.hash(qk, self.rotations(qk.shape[0], qk.shape[1], num_buckets, draws), num_buckets)
+
+    def attend(self, qk: Tensor, v: Tensor, buckets: Tensor, num_buckets: int | tuple[int, ...],
+               key_padding_mask: Tensor | None, **dropout: Any) -> Tensor:  # fmt: skip
+        """Return the attention (B, H, L, D) of vectors and values in given buckets (B, H, R, L)."""
+        return lsh_attention(
+            qk, v, num_hashes=self.num_hashes, num_buckets=num_buckets, chunk_length=self.chunk_length,
+            causal=self.causal, key_padding_mask=key_padding_mask, buckets=buckets, **self.options, **dropout,
+        ).output  # fmt: skip

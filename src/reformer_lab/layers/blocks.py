@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from reformer_lab.layers.attention import ALL_HEADS, SelfAttention
+from reformer_lab.layers.attention import ALL_HEADS, LSHSelfAttention, SelfAttention
+from reformer_lab.layers.cache import AttentionCache, cache_of
 from reformer_lab.layers.feed_forward import ChunkedFeedForward
 from reformer_lab.ops.random import Draws, dropout
 from reformer_lab.ops.residual import LossInPieces, Residual, ResidualInPieces, ResidualInStages, Stages
@@ -42,12 +43,16 @@ class PreNorm(nn.Module):
         if isinstance(self.function, ChunkedFeedForward):
             return ResidualInPieces(whole, parameters, self.function.chunk_length)
         if isinstance(self.function, SelfAttention) and (self.heads_at_once or self.chunk_length):
-            attention, heads = self.function, self.function.num_heads
-            step = self.heads_at_once or heads
-            groups = [slice(start, start + step) for start in range(0, heads, step)] if step < heads else [ALL_HEADS]
-            stages = [self._stages(attention, group, key_padding_mask) for group in groups]
+            stages = [self._stages(self.function, group, key_padding_mask) for group in self.head_groups()]
             return ResidualInStages(stages, parameters, self.chunk_length)
         return Residual(whole, parameters)
+
+    def head_groups(self) -> list[slice]:
+        """Return the heads of an attention that are computed at once; each group has draws of its own."""
+        assert isinstance(self.function, SelfAttention)
+        heads = self.function.num_heads
+        step = self.heads_at_once or heads
+        return [slice(start, start + step) for start in range(0, heads, step)] if step < heads else [ALL_HEADS]
 
     def _stages(self, attention: SelfAttention, heads: slice, key_padding_mask: Tensor | None) -> Stages:
         return Stages(
@@ -115,6 +120,49 @@ class ReversibleStack(nn.Module):
         loss = LossInPieces(lambda index, y1, y2: loss_of(index, torch.cat([y1, y2], dim=-1)), parameters, chunk_length)
         layers = self._reversible_layers(key_padding_mask)
         return reversible_loss(x, x, layers, self._draws(seed, fixed_draws), loss)
+
+    def start(self, x: Tensor, lengths: Tensor, max_length: int) -> tuple[Tensor, list[AttentionCache]]:
+        """Return `forward`'s result in evaluation for texts of different lengths, and what continuing them needs.
+
+        x (B, L, d_model), of which the first lengths[b] positions count; texts may grow to `max_length`. With buckets whose
+        number follows the length it is that of `max_length`.
+        """
+        caches = [
+            cache_of(layer.attention.function, self._rotations(layer.attention, draws, max_length), max_length)
+            for layer, (draws, _) in zip(self.layers, self._draws(0, fixed=True), strict=True)
+        ]
+        return self._attending(x, lambda index, x: caches[index].start(x, lengths)), caches
+
+    def step(self, x: Tensor, caches: Sequence[AttentionCache], position: Tensor, longest: int) -> Tensor:
+        """Return (B, 1, streams * d_model) of one more position of each text, x (B, 1, d_model) at `position` (B,).
+
+        `longest`: the largest of the positions, plus 1.
+        """
+        return self._attending(x, lambda index, x: caches[index].step(x, position, longest))
+
+    def _attending(self, x: Tensor, attend: Callable[[int, Tensor], Tensor]) -> Tensor:
+        """Return what `forward` does in evaluation, with `attend(layer's index, its normed input)` as the attention."""
+        draws = Draws(0, fixed=True)
+        x1 = x2 = x
+        for index, layer in enumerate(self.layers):
+            x1 = x1 + attend(index, layer.attention.norm(x2))
+            if self.streams == 1:
+                x1 = x2 = x1 + layer.feed_forward(x1, None, draws)
+            else:
+                x2 = x2 + layer.feed_forward(x1, None, draws)
+        return x1 if self.streams == 1 else torch.cat([x1, x2], dim=-1)
+
+    def _rotations(self, attention: PreNorm, draws: Draws, max_length: int) -> Tensor | None:
+        """Return the rotations of an LSH layer in evaluation: those that `forward` draws."""
+        lsh = attention.function
+        if not isinstance(lsh, LSHSelfAttention):
+            return None
+        num_buckets = lsh.buckets_for(max_length)
+        groups = [ALL_HEADS] if self.streams == 1 else attention.head_groups()
+        if len(groups) == 1:
+            return lsh.rotations(1, lsh.num_heads, num_buckets, draws)
+        sizes = [len(range(lsh.num_heads)[group]) for group in groups]
+        return torch.cat([lsh.rotations(1, size, num_buckets, draws.part(i)) for i, size in enumerate(sizes)], dim=1)
 
     def _draws(self, seed: int, fixed: bool) -> list[tuple[Draws, Draws]]:
         return [

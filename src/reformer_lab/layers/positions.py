@@ -37,6 +37,15 @@ class AxialPositions(nn.Module):
             columns.append(table[: sides[axis]].view(*along, -1).expand(*sides, -1))
         return torch.cat(columns, dim=-1).flatten(0, -2)[:length]
 
+    def at(self, position: Tensor) -> Tensor:
+        """Return the rows (B, sum of dims) of some positions (B,)."""
+        columns: list[Tensor] = []
+        rest = position
+        for table in reversed(list(self.tables)):  # the last axis runs fastest
+            columns.insert(0, table[rest % table.shape[0]])
+            rest = rest // table.shape[0]
+        return torch.cat(columns, dim=-1)
+
 
 class LearnedPositions(nn.Module):
     """A row for each position."""
@@ -50,6 +59,10 @@ class LearnedPositions(nn.Module):
         _check_length(length, self.table.shape[0])
         return self.table[:length]
 
+    def at(self, position: Tensor) -> Tensor:
+        """Return the rows (B, d_model) of some positions (B,)."""
+        return self.table[position]
+
 
 class SinusoidalPositions(nn.Module):
     """Sines and cosines of geometric wavelengths (Vaswani et al., 2017, section 3.5); no parameters."""
@@ -60,8 +73,12 @@ class SinusoidalPositions(nn.Module):
 
     def forward(self, length: int) -> Tensor:
         """Return (length, d_model): sines in the even columns, cosines in the odd ones. For any length."""
-        position = torch.arange(length, dtype=torch.float32)[:, None]
-        frequency = torch.exp(torch.arange(0, self.d_model, 2) * (-math.log(10000.0) / self.d_model))
+        return self.at(torch.arange(length))
+
+    def at(self, position: Tensor) -> Tensor:
+        """Return the rows (B, d_model), fp32, of some positions (B,)."""
+        position = position.to(torch.float32)[:, None]
+        frequency = torch.exp(torch.arange(0, self.d_model, 2, device=position.device) * (-math.log(10000.0) / self.d_model))
         table = torch.stack([(position * frequency).sin(), (position * frequency).cos()], dim=-1).flatten(1)
         return table[:, : self.d_model]
 

@@ -16,6 +16,7 @@ from torch.utils import _pytree
 from reformer_lab.errors import UserError
 from reformer_lab.layers.attention import FullSelfAttention, LocalSelfAttention, LSHSelfAttention, SelfAttention
 from reformer_lab.layers.blocks import PreNorm, ReversibleStack, TransformerLayer
+from reformer_lab.layers.cache import DecodingCache
 from reformer_lab.layers.feed_forward import ChunkedFeedForward
 from reformer_lab.layers.initialization import initialize
 from reformer_lab.layers.positions import AxialPositions, LearnedPositions, SinusoidalPositions
@@ -25,6 +26,7 @@ from reformer_lab.ops.random import CallSeeds, draw_seed, dropout
 from reformer_lab.seeds import derive_seed
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+Positions = AxialPositions | LearnedPositions | SinusoidalPositions
 START_TOKEN = 0
 """The input at the first position of a causal model, and in the place of padding."""
 
@@ -57,7 +59,7 @@ class ReformerLM(nn.Module):
         self.config = config
         with torch.device("meta"):  # values come from `initialize`, never from the global generator
             self.embedding = nn.Embedding(config.vocab_size, config.d_model)
-            self.positions = _positions(config)
+            self.positions: Positions | None = _positions(config)
             self.stack = ReversibleStack(
                 [_layer(config, kind) for kind in config.layer_kinds()],
                 reversible=config.reversible,
@@ -137,6 +139,75 @@ class ReformerLM(nn.Module):
             return self.head(hidden)
         weight = self.embedding.weight * self.config.d_model**-0.5
         return functional.linear(hidden, torch.cat([weight] * self.config.residual_streams, dim=1))
+
+    @torch.no_grad()
+    def start(self, tokens: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, DecodingCache]:
+        """Read texts to continue them with `step`: return the logits (B, V) of each text's next token, and the cache.
+
+        Args:
+            tokens: (B, L) int64; L is less than config.max_length, and may be 0 where the inputs are shifted.
+            lengths: (B,) int64, 0..L: how many of the row's tokens count; what follows them is padding. None: all.
+
+        The logits are those of `forward` over each text alone, in evaluation. But a number of buckets that follows the length
+        (num_buckets=None) is that of config.max_length, whatever the text: it must not change while the text grows.
+
+        Raises:
+            UserError: names a shape, length or token that does not fit, a model in training mode or one that is not causal.
+        """
+        batch, length = tokens.shape if tokens.dim() == 2 else (0, 0)
+        if not self.config.causal:
+            raise UserError("causal=False: a bidirectional model cannot continue a text; train one with causal=True")
+        if self.training:
+            raise UserError("the model is in training mode, where dropout is on: call model.eval() before continuing a text")
+        least = 1 - self._lead
+        if batch < 1 or not least <= length < self.config.max_length:
+            raise UserError(
+                f"tokens of shape {tuple(tokens.shape)}: expected (batch, length) with a length of at least {least} and below "
+                f"max_length={self.config.max_length}, so that there is room for a token more"
+            )
+        if lengths is None:
+            lengths = torch.full((batch,), length, device=tokens.device)
+        if lengths.shape != (batch,) or int(lengths.min()) < least or int(lengths.max()) > length:
+            raise UserError(f"lengths={lengths.tolist()}: expected {batch} numbers from {least} to {length}, one for each row")
+        lengths = lengths.to(tokens.device)
+        padding = torch.arange(length, device=tokens.device) >= lengths[:, None]
+        tokens = tokens.masked_fill(padding, START_TOKEN)
+        self._check_tokens(tokens)
+        inputs = functional.pad(tokens, (self._lead, 0), value=START_TOKEN)
+        x = self.embedding(inputs)
+        if self.positions is not None:
+            x = x + self.positions(inputs.shape[1]).to(x.device, x.dtype)
+        lead = lengths + self._lead
+        x, caches = self.stack.start(x, lead, self.config.max_length)
+        last = x[torch.arange(batch, device=x.device), lead - 1]
+        return self.logits(self.norm(last)), DecodingCache(caches, lengths, length)
+
+    @torch.no_grad()
+    def step(self, tokens: Tensor, cache: DecodingCache) -> Tensor:
+        """Append one token (B,) to each text of `cache`, which is changed, and return the next one's logits (B, V).
+
+        With LSH layers of coverage "bucket", and with full and local ones, they are those of `forward` over the text so far;
+        with coverage "chunk" see `layers.cache`. Raises a UserError where max_length is reached.
+        """
+        if cache.longest + 1 >= self.config.max_length:
+            raise UserError(
+                f"with this token a text has max_length={self.config.max_length} tokens, and none can follow: stop one step "
+                "earlier, or begin again with the end of the text"
+            )
+        self._check_tokens(tokens)
+        cache.lengths = cache.lengths + 1
+        cache.longest += 1
+        position = cache.lengths - 1 + self._lead
+        x = self.embedding(tokens)
+        if self.positions is not None:
+            x = x + self.positions.at(position).to(x.device, x.dtype)
+        x = self.stack.step(x[:, None], cache.layers, position, cache.longest + self._lead)
+        return self.logits(self.norm(x[:, 0]))
+
+    @property
+    def _lead(self) -> int:
+        """Inputs before the first token of a text."""
+        return int(self.config.shift == "inputs")
 
     def _loss_in_pieces(
         self, x: Tensor, targets: Tensor, key_padding_mask: Tensor | None, seed: int, fixed_draws: bool
@@ -236,16 +307,18 @@ class ReformerLM(nn.Module):
         for name, other in (("targets", targets), ("key_padding_mask", key_padding_mask)):
             if other is not None and other.shape != tokens.shape:
                 raise UserError(f"{name} of shape {tuple(other.shape)}: expected that of tokens, {tuple(tokens.shape)}")
+        self._check_tokens(tokens if key_padding_mask is None else tokens.masked_fill(key_padding_mask, START_TOKEN))
+
+    def _check_tokens(self, tokens: Tensor) -> None:
         # On another device asking would wait for it; in a graph there is nothing to ask.
-        if tokens.device.type == "cpu" and not torch.compiler.is_compiling():
-            read = tokens if key_padding_mask is None else tokens.masked_fill(key_padding_mask, START_TOKEN)
-            least, most = int(read.min()), int(read.max())
+        if tokens.numel() and tokens.device.type == "cpu" and not torch.compiler.is_compiling():
+            least, most = int(tokens.min()), int(tokens.max())
             if least < 0 or most >= self.config.vocab_size:
                 wrong = least if least < 0 else most
                 raise UserError(f"token {wrong} is not in 0..{self.config.vocab_size - 1}: raise vocab_size or mend the data")
 
 
-def _positions(config: ReformerConfig) -> nn.Module | None:
+def _positions(config: ReformerConfig) -> Positions | None:
     if config.positions == "axial":
         assert config.axial_shape is not None  # checked by the configuration
         assert config.axial_dims is not None

@@ -17,6 +17,7 @@ from safetensors.torch import load_model
 
 from reformer_lab.errors import UserError
 from reformer_lab.training.files import TEMPORARY, sha256, sync, sync_all, write_json, writing
+from reformer_lab.training.run_folder import final_event
 
 CHECKSUMS = "checksums.json"
 WEIGHTS = "model.safetensors"
@@ -90,6 +91,17 @@ def newest_checkpoint(folder: Path, report: Callable[[str], None]) -> Path | Non
     if steps:
         raise UserError(f"no checkpoint in {folder} is whole: remove the run's folder to start again")
     return None
+
+
+def trained_weights(run: Path, steps: int, report: Callable[[str], None]) -> tuple[Path, str]:
+    """Return the folder of a run's model, or of its newest checkpoint, and a phrase that says which. `steps`: those planned."""
+    final = final_event(run)
+    if final is not None:
+        return run / "model", f"finished at step {final['step']}"
+    newest = newest_checkpoint(run / "checkpoints", report)
+    if newest is None:
+        raise UserError(f"{run} has no checkpoint yet: wait for one, or train on")
+    return newest, f"unfinished, at step {newest.name} of {steps}"
 
 
 def load_weights(checkpoint: Path, model: torch.nn.Module) -> None:
