@@ -68,7 +68,7 @@ COPYING: dict[Scale, Copying] = {
     "small": Copying(model=get_preset("duplication_cpu"), steps=1200, batch_size=32, eval_sequences=256,
                      seeds=(0, 1, 2, 3, 4), threads=1),
     "gpu": Copying(model=get_preset("duplication").replace(chunk_length=64, num_buckets=32), steps=3000, batch_size=64,
-                   eval_sequences=1280, seeds=(0,), eval_every=100),
+                   eval_sequences=1280, seeds=(0,), eval_every=100, precision="bf16"),
 }
 READING: dict[Scale, Reading] = {
     "smoke": Reading(model=ladder.SETTINGS["smoke"].model.replace(**ladder.lsh(2)), data=ladder.SETTINGS["smoke"].data,
