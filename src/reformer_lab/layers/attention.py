@@ -45,7 +45,7 @@ class SelfAttention(nn.Module):
         `draws` None: new random draws at each call in training, from the layer's `seed`; the same ones at each call in
         evaluation.
         """
-        draws = self._default_draws() if draws is None else draws
+        draws = self._call_seeds.draws(fixed=not self.training) if draws is None else draws
         return self.merge(self.mix(*self.project(x), key_padding_mask=key_padding_mask, draws=draws))
 
     def project(self, x: Tensor, heads: slice = ALL_HEADS) -> tuple[Tensor, ...]:
@@ -75,11 +75,6 @@ class SelfAttention(nn.Module):
         """Return the operators' dropout arguments for this call."""
         active = self.training and self.dropout > 0
         return {"dropout_p": self.dropout, "generator": draws.generator("attention dropout")} if active else {}
-
-    def _default_draws(self) -> Draws:
-        if not self.training:
-            return Draws(0, fixed=True)
-        return Draws(self._call_seeds.next())
 
 
 class FullSelfAttention(SelfAttention):
