@@ -45,6 +45,8 @@ def hashed(p: float) -> Pairs:
 
 
 def nested(p: float) -> Pairs:
+    """A reversible sequence inside the functions of another."""
+
     class Joined(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -54,7 +56,8 @@ def nested(p: float) -> Pairs:
             y1, y2 = self.inside(x)
             return (y1 + y2) / 4
 
-    return [(Joined(), feed_forward(p)), (feed_forward(p), Joined())]
+    one = Joined()  # twice, so that the last call's draws are not those of both
+    return [(one, feed_forward(p)), (feed_forward(p), one)]
 
 
 KINDS = {"plain": plain, "shared": shared, "hashed": hashed, "nested": nested}
