@@ -1,4 +1,4 @@
-"""What the documentation shows is run: examples in docstrings and in the README."""
+"""What the documentation shows is run: examples in docstrings, in the README and in docs/."""
 
 import contextlib
 import doctest
@@ -11,9 +11,12 @@ from pathlib import Path
 import pytest
 
 from reformer_lab.cli.main import VERBS
+from reformer_lab.models.config import ReformerConfig
 from test_package import MODULES
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+PAGES = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
+BLOCKS = [(name, block) for name, text in PAGES.items() for block in re.findall(r"```python\n(.*?)```", text, re.S)]
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if ".cli." not in name])
@@ -22,15 +25,28 @@ def test_examples_in_docstrings(name: str) -> None:
     assert failed == 0
 
 
-@pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.S))
-def test_python_in_the_readme(block: str) -> None:
-    exec(compile(block, "README.md", "exec"), {})
+@pytest.mark.parametrize(("page", "block"), BLOCKS, ids=[f"{name}-{i}" for i, (name, _) in enumerate(BLOCKS)])
+def test_python_in_the_pages(page: str, block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block, page, "exec"), {})
 
 
-def test_commands_in_the_readme_exist() -> None:
-    text = README.read_text(encoding="utf-8")
-    commands = [shlex.split(line, comments=True) for line in re.findall(r"^    (reformer-lab .*)$", text, re.M)]
-    assert len(commands) >= 4
+def test_fields_in_migrating_exist() -> None:
+    """What stands in the column "here" as name=value is accepted by the model's configuration."""
+    tables = re.findall(r"^\|[^|\n]+\|([^|\n]+)\|[^|\n]*\|$", PAGES["migrating.md"], re.M)
+    fields = [field for cell in tables for field in re.findall(r"`(\w+=[^`]+)`", cell)]
+    assert len(fields) > 60
+    grid = "axial_shape=(128, 64), axial_dims=(64, 192)"
+    extra = {"positions": grid, "axial_shape": "axial_dims=(64, 192)"}
+    for field in fields:
+        name = field.partition("=")[0]
+        eval(f"ReformerConfig({field}, {extra.get(name, '')})", {"ReformerConfig": ReformerConfig})
+
+
+@pytest.mark.parametrize("page", ["README.md", "benchmarks.md", "gpu.md", "migrating.md"])
+def test_commands_in_the_pages_exist(page: str) -> None:
+    commands = [shlex.split(line, comments=True) for line in re.findall(r"^    (reformer-lab .*)$", PAGES[page], re.M)]
+    assert commands
     for command in commands:
         assert command[1] in VERBS, command
         module = importlib.import_module(f"reformer_lab.cli.{command[1]}")

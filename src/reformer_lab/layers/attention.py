@@ -45,7 +45,7 @@ class SelfAttention(nn.Module):
         `draws` None: new random draws at each call in training, from the layer's `seed`; the same ones at each call in
         evaluation.
         """
-        draws = self._default_draws() if draws is None else draws
+        draws = self._call_seeds.draws(fixed=not self.training) if draws is None else draws
         return self.merge(self.mix(*self.project(x), key_padding_mask=key_padding_mask, draws=draws))
 
     def project(self, x: Tensor, heads: slice = ALL_HEADS) -> tuple[Tensor, ...]:
@@ -75,11 +75,6 @@ class SelfAttention(nn.Module):
         """Return the operators' dropout arguments for this call."""
         active = self.training and self.dropout > 0
         return {"dropout_p": self.dropout, "generator": draws.generator("attention dropout")} if active else {}
-
-    def _default_draws(self) -> Draws:
-        if not self.training:
-            return Draws(0, fixed=True)
-        return Draws(self._call_seeds.next())
 
 
 class FullSelfAttention(SelfAttention):
@@ -126,10 +121,21 @@ class LSHSelfAttention(SelfAttention):
     """LSH attention (paper, section 2): the arguments are those of `ops.lsh_attention`.
 
     Rotations are drawn for each call in training, and are fixed in evaluation. Layers with other seeds draw others.
+    `key_padding_mask` is that of torch.nn.MultiheadAttention, so in an encoder block of your own this takes its place:
 
     >>> import torch
-    >>> layer = LSHSelfAttention(d_model=32, num_heads=2, d_head=16, num_hashes=4, chunk_length=8)
-    >>> layer(torch.zeros(1, 100, 32)).shape
+    >>> from torch import nn
+    >>> class Block(nn.Module):
+    ...     def __init__(self, d_model, num_heads):
+    ...         super().__init__()
+    ...         self.attention = LSHSelfAttention(d_model, num_heads, d_model // num_heads, chunk_length=8, causal=False)
+    ...         self.feed_forward = nn.Sequential(nn.Linear(d_model, 4 * d_model), nn.ReLU(), nn.Linear(4 * d_model, d_model))
+    ...         self.norm1, self.norm2 = nn.LayerNorm(d_model), nn.LayerNorm(d_model)
+    ...
+    ...     def forward(self, x, key_padding_mask=None):
+    ...         x = x + self.attention(self.norm1(x), key_padding_mask)
+    ...         return x + self.feed_forward(self.norm2(x))
+    >>> Block(32, 2)(torch.zeros(1, 100, 32), torch.arange(100)[None] >= 90).shape
     torch.Size([1, 100, 32])
     """
 

@@ -82,6 +82,17 @@ class ReversibleStack(nn.Module):
     streams 2: y1 = x1 + attention(x2), y2 = x2 + feed_forward(y1) (paper, section 3), starting from x1 = x2 = x and ending in
     the concatenation of both; `reversible` chooses between recomputed and stored activations, with equal results.
     streams 1: the regular Transformer, x = x + attention(x), x = x + feed_forward(x).
+
+    The blocks know masks and draws. For any two modules: `layers.ReversibleSequence`.
+
+    >>> from reformer_lab.layers import LSHSelfAttention
+    >>> stack = ReversibleStack([
+    ...     TransformerLayer(PreNorm(LSHSelfAttention(32, 2, 16, chunk_length=8), 32), PreNorm(ChunkedFeedForward(32, 64), 32))
+    ...     for _ in range(3)
+    ... ])
+    >>> y1, y2 = stack(torch.randn(1, 100, 32), seed=1).chunk(2, dim=-1)
+    >>> y1.shape
+    torch.Size([1, 100, 32])
     """
 
     def __init__(self, layers: Sequence[TransformerLayer], *, reversible: bool = True, streams: int = 2):

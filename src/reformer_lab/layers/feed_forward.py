@@ -40,7 +40,7 @@ class ChunkedFeedForward(nn.Module):
     def forward(self, x: Tensor, key_padding_mask: Tensor | None = None, draws: Draws | None = None) -> Tensor:
         """Return (B, L, d_model) for x (B, L, d_model). The mask changes nothing: positions do not mix here."""
         if draws is None:
-            draws = Draws(self._call_seeds.next())
+            draws = self._call_seeds.draws()
 
         def piece(index: int, x: Tensor) -> Tensor:
             hidden = self.dense_in(x)

@@ -13,8 +13,10 @@ class AxialPositions(nn.Module):
 
     A grid (512, 1024) with dims (64, 192) gives 524,288 positions from 1,536 rows. Shorter sequences take the first places.
 
-    >>> AxialPositions(shape=(4, 8), dims=(2, 6))(20).shape
-    torch.Size([20, 8])
+    >>> positions = AxialPositions(shape=(4, 8), dims=(2, 6))
+    >>> embedded = torch.nn.Embedding(100, 8)(torch.zeros(3, 20, dtype=torch.long))
+    >>> (embedded + positions(20)).shape
+    torch.Size([3, 20, 8])
     """
 
     def __init__(self, shape: tuple[int, ...], dims: tuple[int, ...]):

@@ -4,7 +4,10 @@ The reversible backward pass and the memory-saving functions recompute parts of 
 draws by seed, so no generator state is saved and the global generators are never touched.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from itertools import count
 from typing import Any
 
 import torch
@@ -50,6 +53,12 @@ class Draws:
         """Return the draws of one part of the work, such as a piece of the sequence: others for each index."""
         return self._like(derive_seed(self.seed, "part", index), f"{self._prefix}{index} ", replaying=self._replaying)
 
+    def fix(self) -> "Draws":
+        """Return the fixed draws of evaluation, with the memory of these."""
+        other = self._like(0, self._prefix, replaying=self._replaying)
+        other.fixed = True
+        return other
+
     def _like(self, seed: int, prefix: str, *, replaying: bool) -> "Draws":
         other = Draws(seed, fixed=self.fixed)
         other.remembered, other._prefix, other._replaying = self.remembered, prefix, replaying
@@ -88,6 +97,33 @@ class CallSeeds:
         if torch._C._current_graph_task_id() == -1:  # no backward pass is running
             self.calls += 1
         return derive_seed(self.seed, "call", self.calls)
+
+    def draws(self, *, fixed: bool = False) -> Draws:
+        """Return the draws of this call: the next part of those that `drawing_from` lends, or new ones by the next seed.
+
+        `fixed`: the same at every call, as in evaluation.
+        """
+        lent = _LENT.get()
+        if lent is not None:
+            own = next(lent)
+            return own.fix() if fixed else own
+        return Draws(0, fixed=True) if fixed else Draws(self.next())
+
+
+_LENT: ContextVar[Iterator[Draws] | None] = ContextVar("lent draws", default=None)
+
+
+@contextmanager
+def drawing_from(draws: Draws) -> Iterator[None]:
+    """Within, layers that are called without draws take parts of these, in the order of the calls.
+
+    So a function that calls layers in the same order again replays their draws and their buckets, by `draws.replay()`.
+    """
+    token = _LENT.set(draws.part(index) for index in count())
+    try:
+        yield
+    finally:
+        _LENT.reset(token)
 
 
 def dropout(x: Tensor, p: float, generator: torch.Generator) -> Tensor:
