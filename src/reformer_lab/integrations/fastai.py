@@ -19,6 +19,7 @@ import torch
 from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner, Metric
+from fastcore.foundation import L
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -187,7 +188,10 @@ class _TallyMetric(Metric):
     def accumulate(self, learn: Learner) -> None:
         logits = None if learn.pred.dim() == 0 else learn.pred.as_subclass(Tensor)
         targets = learn.model.reformer.align(learn.yb[0].as_subclass(Tensor))
-        self.tally.add(learn.loss, logits, targets)
+        loss, counted = learn.loss, (targets != IGNORED).sum(1)
+        if loss.dim():  # a loss for each text: get_preds(with_loss=True)
+            loss = (loss * counted).sum() / counted.sum().clamp(min=1)
+        self.tally.add(loss, logits, targets)
 
 
 class BitsPerByte(_TallyMetric):
@@ -218,9 +222,10 @@ def parameter_groups(model: LearnerModel) -> list[list[nn.Parameter]]:
     num_layers + 2 groups. A tied head is in the embedding's.
     """
     reformer = model.reformer
-    ends = [[reformer.embedding, reformer.positions], [reformer.norm, reformer.head]]
-    first, last = ([parameter for part in parts if part is not None for parameter in part.parameters()] for parts in ends)
-    return [first, *(list(layer.parameters()) for layer in reformer.stack.layers), last]
+    parts: list[list[nn.Module | None]] = [[reformer.embedding, reformer.positions]]
+    parts += [[layer] for layer in reformer.stack.layers]
+    parts += [[reformer.norm, reformer.head]]
+    return [[parameter for module in modules if module is not None for parameter in module.parameters()] for modules in parts]
 
 
 def language_learner(
@@ -238,7 +243,7 @@ def language_learner(
 
     Args:
         model: a configuration, of which a new model is made with `seed`, or a model, which is trained in place.
-        dls: `byte_dataloaders`, or any whose batches are (tokens, targets), (B, L) int64, targets not shifted, -100 not counted.
+        dls: `byte_dataloaders`, or any whose batches are (tokens, targets), (B, L) int64, not shifted, -100 not counted.
         precision: "fp32", or "bf16" for autocast on every device.
         padding_token: what neither sees nor is seen. None: no token, for data in which 0 is a symbol.
         metrics: None: bits per byte and, unless the model has loss_chunk_length, accuracy.
@@ -262,11 +267,10 @@ def language_learner(
     chunked = config.loss_chunk_length is not None
     if metrics is None:
         metrics = [BitsPerByte()] if chunked else [BitsPerByte(), TokenAccuracy()]
-    given = [] if cbs is None else list(cbs) if isinstance(cbs, (list, tuple)) else [cbs]
     learner.setdefault("splitter", parameter_groups)
     return Learner(
         dls, LearnerModel(model, padding_token, precision), loss_func=LanguageLoss(model), metrics=metrics,
-        cbs=[*([TargetsIntoModel()] if chunked else []), *given], **learner,
+        cbs=L(TargetsIntoModel() if chunked else None) + L(cbs), **learner,
     )  # fmt: skip
 
 
