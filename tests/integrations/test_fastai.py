@@ -162,6 +162,7 @@ def test_predictions_are_probabilities(corpus: ByteCorpusConfig, loss_chunk_leng
     counted = (targets != -100).sum(1)
     assert counted.tolist() == [40, 40, 10]
     bits = float((losses * counted).sum() / counted.sum()) / math.log(2)
+    assert learn.metrics[0].value == pytest.approx(bits, rel=1e-5)
     assert learn.validate()[1] == pytest.approx(bits, rel=1e-5)
 
 
