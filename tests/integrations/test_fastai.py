@@ -152,7 +152,7 @@ def test_no_logits_of_the_whole_sequence(corpus: ByteCorpusConfig, monkeypatch: 
 @LOSSES
 def test_predictions_are_probabilities(corpus: ByteCorpusConfig, loss_chunk_length: int | None) -> None:
     model = ReformerLM(config_of(loss_chunk_length=loss_chunk_length), seed=3).eval()
-    learn = learner_of(corpus, model, batch_size=2)
+    learn = learner_of(corpus, model, batch_size=3)
     probabilities, targets, losses = learn.get_preds(with_loss=True)
     assert probabilities.shape == (3, 40, 258)
     tokens = learn.dls.valid_ds[0][0][None]
