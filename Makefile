@@ -11,6 +11,7 @@ SCALE ?= quick
 OUTPUT ?= reproduction/$(SCALE)
 PEERS_VENV ?= .venv-peers
 TRITON_VENV ?= .venv-triton
+FASTAI_VENV ?= .venv-fastai
 BENCH_OUTPUT ?= results/benchmarks
 BENCH_LENGTHS ?= 1k,2k,4k,8k,16k,32k,64k
 BENCH_SECONDS ?= 300
@@ -19,7 +20,7 @@ bench_files = --csv $(BENCH_OUTPUT)/$(1).csv --figure $(BENCH_OUTPUT)/$(1).svg
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: reproduce test test-all test-triton test-hf lint bench bench-gpu bench-environment gpu clean
+.PHONY: reproduce test test-all test-triton test-hf test-fastai lint bench bench-gpu bench-environment gpu clean
 
 reproduce: $(VENV)/.installed
 	$(BIN)/reformer-lab reproduce --scale $(SCALE) --output $(OUTPUT)
@@ -27,7 +28,7 @@ reproduce: $(VENV)/.installed
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q --durations=10
 
-test-all: test test-triton test-hf
+test-all: test test-triton test-hf test-fastai
 
 # The kernels for GPUs in triton's interpreter, and compiled for a GPU that need not be there. triton exists for Linux alone.
 test-triton: $(TRITON_VENV)/.installed
@@ -36,6 +37,10 @@ test-triton: $(TRITON_VENV)/.installed
 # What transformers computes against what converted models compute, and our models as its own.
 test-hf: $(PEERS_VENV)/.installed
 	OMP_NUM_THREADS=1 $(PEERS_VENV)/bin/python -m pytest tests/integrations -n 2 --dist worksteal -q --durations=5
+
+# Our models and data in fastai's Learner, and the worked example.
+test-fastai: $(FASTAI_VENV)/.installed
+	OMP_NUM_THREADS=1 $(FASTAI_VENV)/bin/python -m pytest tests/integrations/test_fastai.py -n 2 --dist worksteal -q --durations=5
 
 gpu:
 	PYTHON=$(PYTHON) scripts/gpu.sh $(OUT)
@@ -83,5 +88,14 @@ $(TRITON_VENV)/.installed: pyproject.toml constraints.txt
 	$(TRITON_VENV)/bin/python -m pip check
 	touch $@
 
+# fastai asks for torchvision and spaCy, which nothing here needs: what it does need is installed by name, and fastai alone.
+$(FASTAI_VENV)/.installed: export PIP_QUIET = 1
+$(FASTAI_VENV)/.installed: export PIP_DISABLE_PIP_VERSION_CHECK = 1
+$(FASTAI_VENV)/.installed: pyproject.toml constraints-fastai.txt
+	$(PYTHON) -m venv $(FASTAI_VENV)
+	$(FASTAI_VENV)/bin/python -m pip install --constraint constraints-fastai.txt --editable ".[test,fastai-dependencies]"
+	$(FASTAI_VENV)/bin/python -m pip install --constraint constraints-fastai.txt --no-deps fastai==2.8.12
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(PEERS_VENV) $(TRITON_VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PEERS_VENV) $(TRITON_VENV) $(FASTAI_VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -13,7 +13,11 @@ import reformer_lab
 
 ROOT = Path(reformer_lab.__file__).parent
 KERNELS = "reformer_lab.ops.lsh_attention.triton.kernels"
-EXTRAS = {KERNELS: "triton", "reformer_lab.integrations.huggingface_model": "transformers"}
+EXTRAS = {
+    KERNELS: "triton",
+    "reformer_lab.integrations.huggingface_model": "transformers",
+    "reformer_lab.integrations.fastai": "fastai",
+}
 """Modules that import an extra, and are themselves imported when they are used."""
 MODULES = sorted(
     module.name for module in pkgutil.walk_packages([str(ROOT)], "reformer_lab.")
@@ -29,7 +33,7 @@ MAY_IMPORT = {
     "reporting": {"reporting", "experiments"},
     "experiments": {"ops", "layers", "models", "data", "training", "reporting", "experiments"},
     "benchmarks": {"ops", "layers", "models", "benchmarks"},
-    "integrations": {"ops", "models", "integrations"},
+    "integrations": {"ops", "models", "data", "evaluation", "integrations"},
     "runner": {"models", "data", "training", "evaluation", "benchmarks", "reporting", "experiments", "runner"},
 }
 """Folders that a folder may import from, beside errors, folders and seeds; the command line may import all."""
