@@ -14,7 +14,8 @@ import pytest
 
 from reformer_lab.benchmarks import attention, check, contest, peers
 from reformer_lab.benchmarks.contest import Outcome
-from reformer_lab.cli.bench import HELP, parse_count, parse_counts
+from reformer_lab.cli.bench import HELP
+from reformer_lab.cli.bench.options import parse_count, parse_counts
 from reformer_lab.cli.main import main
 from reformer_lab.errors import UserError
 from reformer_lab.models.presets import get_preset

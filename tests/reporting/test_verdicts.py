@@ -13,7 +13,14 @@ from reformer_lab.experiments.claims import CLAIMS
 from reformer_lab.experiments.registry import EXPERIMENTS as REAL
 from reformer_lab.reporting.console import print_verdicts
 from reformer_lab.reporting.records import read_results
-from reformer_lab.reporting.verdicts import ClaimRow, one_line_table_markdown, suite_results, tally, verdict_rows
+from reformer_lab.reporting.verdicts import (
+    ClaimRow,
+    one_line_table_markdown,
+    rerun_command,
+    suite_results,
+    tally,
+    verdict_rows,
+)
 
 
 @pytest.fixture
@@ -95,3 +102,8 @@ def test_the_readmes_table_has_one_line_for_each_row(rows: list[ClaimRow]) -> No
     assert lines[-1].endswith("|  |")
     linked = one_line_table_markdown(rows, "my results").splitlines()
     assert "**supported** (n = 3 seeds), [quick](my%20results/report/REPRODUCTION.md#table-2-rounds-at-" in linked[2 + 6]
+
+
+@pytest.mark.parametrize(("scale", "where"), [("smoke", "smoke"), ("quick", "gpu"), ("small", "gpu"), ("paper", "paper")])
+def test_an_experiment_without_runs_at_a_scale_is_run_at_the_next_larger_one(scale: str, where: str) -> None:
+    assert f"--scale {where} --only tuned" in rerun_command(REAL["tuned"], scale)

@@ -10,6 +10,7 @@ import torch
 
 from reformer_lab.benchmarks.measure import Timing, describe_device, resolve_device, time_call
 from reformer_lab.errors import UserError
+from reformer_lab.layers.attention import LSHSelfAttention
 from reformer_lab.models.config import ReformerConfig
 from reformer_lab.models.language_model import ReformerLM
 
@@ -73,7 +74,7 @@ class _Turn:
         tokens = torch.randint(2, config.vocab_size, (batch_size, length), generator=generator).to(device)
         self.logits, self.cache = self.model.start(tokens)
         layer = self.model.stack.layers[0].attention.function
-        self.num_buckets = layer.buckets_for(config.max_length) if "lsh" in config.attention else None  # type: ignore[operator]
+        self.num_buckets = layer.buckets_for(config.max_length) if isinstance(layer, LSHSelfAttention) else None
 
     def run(self) -> None:
         """Continue each text by TOKENS_A_TURN tokens."""

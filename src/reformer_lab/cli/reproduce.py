@@ -11,7 +11,7 @@ Run the paper's experiments at one scale, write the report, print the verdicts. 
 the same command goes on from there. A finished run is never run again.
 
 examples:
-  reformer-lab reproduce --scale smoke                    # a minute: does everything run here?
+  reformer-lab reproduce --scale smoke                    # a few minutes: does everything run here?
   reformer-lab reproduce --scale quick                    # about 15 minutes on 2 CPU cores
   reformer-lab reproduce --scale small --only table2,memory --output results/small
   reformer-lab reproduce --scale small --data ~/texts     # the folder that holds books.zip

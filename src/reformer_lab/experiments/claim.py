@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 Scale = Literal["smoke", "quick", "small", "gpu", "paper"]
 SCALES: tuple[Scale, ...] = get_args(Scale)
-"""From a minute in all to the authors' setting."""
+"""From a few minutes in all to the authors' setting."""
 
 SCALE_NOTES: dict[str, str] = {
-    "smoke": "a minute in all; shows that everything runs, decides nothing",
+    "smoke": "a few minutes in all; shows that everything runs, decides nothing",
     "quick": "about 15 minutes in all on 2 CPU cores",
     "small": "up to an hour for each experiment on 2 CPU cores, 3 seeds",
     "gpu": "up to 25 minutes for each experiment on one H200-class GPU",

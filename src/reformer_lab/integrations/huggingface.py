@@ -47,7 +47,7 @@ def from_huggingface(source: str | Path | nn.Module, **changes: Any) -> Reformer
     """Return our model with the weights and the arithmetic of a Reformer of transformers.
 
     Given the same rotations, logits and gradients are theirs as they are in double precision; in single precision a row that
-    sees nothing but itself, such as the first one, comes out there with weights that add up to 1 only to half a percent.
+    sees nothing but itself, such as the first one, comes out there with weights that add up to 1 only roughly.
     logits[:, t] predict tokens[:, t + 1], as there (`shift="targets"`). Lengths that transformers pads itself, to a multiple
     of the chunks of both kinds, give the same results where the number of LSH chunks does not change by it.
     The bare ReformerModel has no output layer: it becomes a model with tied embeddings, whose `hidden_states` are what it

@@ -128,10 +128,11 @@ def _strength(row: ClaimRow) -> tuple[bool, bool, bool, int, int]:
 
 
 def rerun_command(experiment: Experiment, scale: str, corpus: str = "") -> str:
-    """Return the command that runs an experiment again, at the first scale that has runs where `scale` has none."""
+    """Return the command that runs an experiment again: at the next larger scale that has runs where `scale` has none."""
     with_runs = [known for known in SCALES if experiment.arms(known)]
     if scale not in with_runs and with_runs:
-        scale = with_runs[0]
+        larger = [known for known in with_runs if SCALES.index(known) > SCALES.index(check_scale(scale))]
+        scale = (larger or with_runs[::-1])[0]
     command = f"reformer-lab reproduce --scale {scale} --only {experiment.name}"
     reads = any(arm.on_corpus(corpus) is not arm for arm in experiment.arms(check_scale(scale)))
     return f"{command} --corpus {shlex.quote(corpus)}" if reads else command

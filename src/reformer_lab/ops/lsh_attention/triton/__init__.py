@@ -1,12 +1,13 @@
 """LSH attention on GPUs in Triton: forward and backward over blocks of sorted tokens, and the hashing.
 
-`kernels` holds the kernels. They, and with them triton, are imported when they are first used: an installation without
-triton loads this module and learns from `unusable` what it lacks. The reasons for the arrangement: docs/decisions/0014.
+`sorting` and `attention` hold the kernels. They, and with them triton, are imported when they are first used: an installation
+without triton loads this module and learns from `unusable` what it lacks. The reasons for the arrangement: docs/decisions/0014.
 """
 
 import importlib.util
 import os
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -55,7 +56,7 @@ def forward(
     with torch.cuda.device_of(qk_BHLD):
         for part in call.parts():
             part.rounds(
-                call.kernels.forward,
+                call.kernels.attention.forward,
                 (call.qk, call.v, *part.layout, part.sums(output), maximum, total, output, logsumexp),
                 (*call.qk.stride()[:3], *call.v.stride()[:3]),
             )  # fmt: skip
@@ -83,12 +84,12 @@ def backward(
         for part in call.parts():
             statistics = maximum.new_empty(part.count, call.length, 4)
             blocks = -(-call.length // ROW_BLOCK)
-            call.kernels.row_statistics[(blocks * part.count,)](
+            call.kernels.attention.row_statistics[(blocks * part.count,)](
                 output, d_output, maximum, total, d_logsumexp_BHL, statistics, part.first, call.heads, call.length, blocks,
                 *d_output.stride()[:3], *d_logsumexp_BHL.stride(), call.width_v, call.sizes["D_V"], ROW_BLOCK,
             )  # fmt: skip
             part.rounds(
-                call.kernels.backward,
+                call.kernels.attention.backward,
                 (call.qk, call.v, d_output, *part.layout, statistics, part.sums(d_qk), part.sums(d_v), d_qk, d_v),
                 (*call.qk.stride()[:3], *call.v.stride()[:3], *d_output.stride()[:3]),
             )  # fmt: skip
@@ -108,7 +109,7 @@ def hash_vectors(x: Tensor, rotations: Tensor, factors: tuple[int, ...]) -> Tens
     radix, column = 1, 0
     with torch.cuda.device_of(x):
         for factor in factors:
-            kernels.hash_digit[(blocks * batch * heads * rounds,)](
+            kernels.sorting.hash_digit[(blocks * batch * heads * rounds,)](
                 x, rotations, buckets, heads, length, rounds, blocks, *x.stride()[:3], *rotations.stride()[:4], width,
                 column, factor // 2, radix, _product_type(kernels, x.dtype), _padded(width), HASH_ROWS, HASH_COLUMNS,
             )  # fmt: skip
@@ -164,7 +165,7 @@ class _Call:
         self.sizes: dict[str, Any] = {
             "EARLIER": options.num_hashes - 1 if options.correct_duplicates else 0, "CAUSAL": options.causal,
             "DROPOUT": options.dropout_p > 0, "PRODUCT": _product_type(self.kernels, self.qk.dtype), "D": widths[0],
-            "D_V": widths[1], **self.kind, **block_sizes(self.qk.dtype, max(widths), self.kernels.INTERPRETED),
+            "D_V": widths[1], **self.kind, **block_sizes(self.qk.dtype, max(widths), self.kernels.blocks.INTERPRETED),
         }  # fmt: skip
 
     def parts(self) -> Iterator["_Part"]:
@@ -188,12 +189,12 @@ class _Part:
         keys = call.buckets[first : first + count]
         if call.padding is not None:
             padding = call.padding[:, None].expand(-1, call.heads, -1).reshape(-1, 1, length)[first : first + count]
-            keys = keys.masked_fill(padding, call.kernels.PADDING_KEY.value)
+            keys = keys.masked_fill(padding, call.kernels.sorting.PADDING_KEY.value)
         keys, places = keys.sort(dim=-1, stable=True)
         order, begin, end = (torch.empty_like(keys, dtype=torch.int32) for _ in range(3))
         codes = torch.empty(count, length, rounds, dtype=call.code_dtype, device=keys.device)
         blocks = -(-length // LAYOUT_BLOCK)
-        call.kernels.layout[(blocks * count * rounds,)](
+        call.kernels.sorting.layout[(blocks * count * rounds,)](
             keys, places, order, begin, end, codes, length, rounds, blocks, length.bit_length(), call.chunk_length, call.apart,
             **call.kind, BLOCK=LAYOUT_BLOCK,
         )  # fmt: skip
@@ -216,9 +217,10 @@ class _Part:
 
 
 def _kernels() -> Any:
-    from reformer_lab.ops.lsh_attention.triton import kernels
+    """Return the modules of the kernels by their names."""
+    from reformer_lab.ops.lsh_attention.triton import attention, blocks, sorting
 
-    return kernels
+    return SimpleNamespace(attention=attention, blocks=blocks, sorting=sorting)
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -239,6 +241,6 @@ def _as_int32(number: int) -> int:
 
 def _product_type(kernels: Any, dtype: torch.dtype) -> Any:
     """Return the type in which matrices are multiplied: their own; the interpreter knows no products of bf16."""
-    if kernels.INTERPRETED and dtype == torch.bfloat16:
+    if kernels.blocks.INTERPRETED and dtype == torch.bfloat16:
         dtype = torch.float32
-    return getattr(kernels.tl, str(dtype).removeprefix("torch."))
+    return getattr(kernels.blocks.tl, str(dtype).removeprefix("torch."))

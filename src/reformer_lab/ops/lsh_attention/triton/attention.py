@@ -1,4 +1,4 @@
-"""The kernels of the Triton backend. What they compute: ../README.md; how they are called: __init__.py.
+"""The attention kernels of the Triton backend. What they compute: ../README.md; how they are called: __init__.py.
 
 A program takes one block of sorted *places* of one sequence (one example and head) in one hash round. Whom a place may see
 is one range of places (README.md, "The native backend"), so a program walks from the least to the greatest place that any
@@ -12,103 +12,23 @@ The suffix _ptr marks pointers, capitals what is compiled in.
 import triton
 import triton.language as tl
 
-INTERPRETED = triton.knobs.runtime.interpret
-"""Run by triton's interpreter (TRITON_INTERPRET=1) instead of compiled."""
-# The interpreter sets the language up anew for each call of a jitted function: a third of its time. A kernel's call is enough.
-_inner = (lambda function: function) if INTERPRETED else triton.jit
-
-PADDING_KEY = tl.constexpr(2**63 - 1)
-"""What padding sorts by: behind every bucket."""
-CHANGING = [
-    "first", "heads", "rounds", "blocks", "steps", "before", "after", "apart", "seed", "drop_below", "hash_round",
-    "first_column", "half", "radix",
-]  # fmt: skip
-"""Numbers that must not make another variant of a kernel when they happen to be 1, or divisible by 16."""
+from reformer_lab.ops.lsh_attention.triton.blocks import CHANGING, inner, load_rows, product, store_rows
 
 
-@_inner
-def _lower_bound(keys_ptr, target, length, steps):
-    """Return the first place whose key is not below the target, in `steps` halvings of [0, length)."""
-    low = target.to(tl.int32) * 0
-    high = low + length
-    for _ in range(steps):
-        middle = (low + high) // 2
-        searching = low < high
-        below = searching & (tl.load(keys_ptr + middle, mask=searching, other=0) < target)
-        low = tl.where(below, middle + 1, low)
-        high = tl.where(below, high, middle)
-    return low
-
-
-@triton.jit(do_not_specialize=CHANGING)
-def layout(
-    keys_ptr, places_ptr, order_ptr, begin_ptr, end_ptr, codes_ptr, length, rounds, blocks, steps, chunk_length, apart,
-    WHOLE: tl.constexpr, CROSS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """From the sorted keys and their positions (S, R, L): the order and the run [begin, end) of a place's bucket in 32 bits,
-    (S, R, L), and each position's codes (S, L, R). Padding has the run [0, 0); with CROSS the run is all that is no padding."""
-    row = tl.program_id(0) // blocks
-    sequence, hash_round = (row // rounds).to(tl.int64), row % rounds
-    place = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
-    there = place < length
-    keys_ptr += row.to(tl.int64) * length
-    at = row.to(tl.int64) * length + place
-    key = tl.load(keys_ptr + place, mask=there, other=0)
-    position = tl.load(places_ptr + at, mask=there, other=0)
-    padding = key == PADDING_KEY
-    if CROSS:
-        begin = place * 0
-        end = _lower_bound(keys_ptr, key * 0 + PADDING_KEY, length, steps)
-    else:
-        begin = _lower_bound(keys_ptr, key, length, steps)
-        end = _lower_bound(keys_ptr, tl.where(padding, key, key + 1), length, steps)
-    code = (place // chunk_length).to(codes_ptr.dtype.element_ty)
-    if WHOLE:
-        code = begin.to(code.dtype)
-    elif not CROSS:
-        code += begin.to(code.dtype) * apart
-    tl.store(order_ptr + at, position.to(tl.int32), mask=there)
-    tl.store(begin_ptr + at, tl.where(padding, 0, begin), mask=there)
-    tl.store(end_ptr + at, tl.where(padding, 0, end), mask=there)
-    tl.store(codes_ptr + (sequence * length + position) * rounds + hash_round, code, mask=there)
-
-
-@_inner
-def _load_rows(rows_ptr, position, wanted, stride, width, BLOCK: tl.constexpr):
-    """Fetch rows by position; zeros where not wanted and beyond the width."""
-    column = tl.arange(0, BLOCK)
-    at = position.to(tl.int64)[:, None] * stride + column[None, :]
-    return tl.load(rows_ptr + at, mask=wanted[:, None] & (column < width)[None, :], other=0.0)
-
-
-@_inner
-def _store_rows(rows_ptr, position, wanted, value, width, BLOCK: tl.constexpr):
-    column = tl.arange(0, BLOCK)
-    at = position.to(tl.int64)[:, None] * width + column[None, :]
-    value = value.to(rows_ptr.dtype.element_ty)
-    tl.store(rows_ptr + at, value, mask=wanted[:, None] & (column < width)[None, :])
-
-
-@_inner
-def _product(a, b, PRODUCT: tl.constexpr):
-    """Return a @ b, summed in fp32 or fp64. fp32 is multiplied as such, never as TF32."""
-    return tl.dot(a.to(PRODUCT), b.to(PRODUCT), input_precision="ieee")
-
-
-@_inner
+@inner
 def _inverse_length(x):
     """Return 1 / |x| of each row, and 0 for the zero vector."""
     squared = tl.sum(x * x, 1)
     return tl.where(squared > 0, 1 / tl.sqrt(tl.where(squared > 0, squared, 1.0)), 0.0)
 
 
-@_inner
+@inner
 def _unit_length(x, inverse_length):
     """Return x / |x| in the precision of x."""
     return (x.to(inverse_length.dtype) * inverse_length[:, None]).to(x.dtype)
 
 
-@_inner
+@inner
 def _key(k, inverse_length, scale):
     """Return what the logits q . k/|k| times the scale are products with, and the factor of each.
 
@@ -121,7 +41,7 @@ def _key(k, inverse_length, scale):
         return k, inverse_length * scale
 
 
-@_inner
+@inner
 def _window(place, begin, end, chunk_length, back, ahead, WHOLE: tl.constexpr):
     """Return the places from `back` chunks before that of a place to `ahead` chunks after it, within [begin, end)."""
     if not WHOLE:
@@ -131,21 +51,21 @@ def _window(place, begin, end, chunk_length, back, ahead, WHOLE: tl.constexpr):
     return begin, end
 
 
-@_inner
+@inner
 def _hull(low, high, length):
     """Return one range that holds all the ranges [low, high) of a block."""
     some = low < high
     return tl.min(tl.where(some, low, length), 0), tl.max(tl.where(some, high, 0), 0)
 
 
-@_inner
+@inner
 def _mix(x):
     x = (x ^ (x >> 16)) * 0x7FEB352D
     x = (x ^ (x >> 15)) * 0x846CA68B
     return x ^ (x >> 16)
 
 
-@_inner
+@inner
 def _keeps(sequence, query, key, seed, drop_below):
     """`keep_pairs` of ops/random.py for tensors that broadcast; 32-bit numbers wrap around here as they are masked there."""
     state = _mix(query.to(tl.uint32) * 0 + sequence.to(tl.uint32) * 0x9E3779B1 + seed.to(tl.uint32))
@@ -154,7 +74,7 @@ def _keeps(sequence, query, key, seed, drop_below):
     return state >= drop_below.to(tl.uint32)
 
 
-@_inner
+@inner
 def _visible(
     low, high, own, other_place, other, own_there, other_there, codes_ptr, hash_round, rounds, before, after,
     OWN_ARE_KEYS: tl.constexpr, CAUSAL: tl.constexpr, CROSS: tl.constexpr, EARLIER: tl.constexpr,
@@ -217,7 +137,7 @@ def forward(
     low, high = _window(place, begin, end, chunk_length, before, after, WHOLE)
     if CAUSAL and not CROSS:
         high = tl.minimum(high, place)
-    q = _load_rows(qk_ptr, position, there, qk_row, width, D)
+    q = load_rows(qk_ptr, position, there, qk_row, width, D)
 
     if hash_round == 0:
         maximum = tl.full([OWN], float("-inf"), precise)
@@ -226,21 +146,21 @@ def forward(
     else:
         maximum = tl.load(maximum_ptr + position, mask=there, other=float("-inf"))
         total = tl.load(total_ptr + position, mask=there, other=0.0)
-        sums = _load_rows(sums_ptr, position, there, width_v, width_v, D_V)
+        sums = load_rows(sums_ptr, position, there, width_v, width_v, D_V)
 
     start, stop = _hull(low, high, length)
     for key_start in range(start, stop, OTHERS):
         key_place = key_start + tl.arange(0, OTHERS)
         key_there = key_place < stop
         key_position = tl.load(order_ptr + key_place, mask=key_there, other=0)
-        k = _load_rows(qk_ptr, key_position, key_there, qk_row, width, D)
-        v = _load_rows(v_ptr, key_position, key_there, v_row, width_v, D_V)
+        k = load_rows(qk_ptr, key_position, key_there, qk_row, width, D)
+        v = load_rows(v_ptr, key_position, key_there, v_row, width_v, D_V)
         visible = _visible(
             low, high, position, key_place, key_position, there, key_there, codes_ptr, hash_round, rounds, before, after,
             False, CAUSAL, CROSS, EARLIER,
         )  # fmt: skip
         key, factor = _key(k, _inverse_length(k.to(precise)), scale)
-        logit = _product(q, tl.trans(key), PRODUCT) * factor[None, :]
+        logit = product(q, tl.trans(key), PRODUCT) * factor[None, :]
         logit = tl.where(visible, logit, float("-inf"))
         top = tl.maximum(maximum, tl.max(logit, 1))
         # -inf, the maximum of nothing, less itself would be NaN.
@@ -251,7 +171,7 @@ def forward(
         if DROPOUT:
             keep = _keeps(sequence, position[:, None], key_position[None, :], seed, drop_below)
             weight = tl.where(keep, weight * keep_factor, 0.0)
-        sums = sums * lowered[:, None] + _product(weight.to(v.dtype), v, PRODUCT)
+        sums = sums * lowered[:, None] + product(weight.to(v.dtype), v, PRODUCT)
         maximum = top
 
     tl.store(maximum_ptr + position, maximum, mask=there)
@@ -259,18 +179,18 @@ def forward(
     if hash_round == rounds - 1:
         # A token that saw nothing takes itself; padding, whose run ends at 0, gets 0.
         alone = there & (total == 0) & (end > 0)
-        own = _load_rows(v_ptr, position, alone, v_row, width_v, D_V).to(precise)
+        own = load_rows(v_ptr, position, alone, v_row, width_v, D_V).to(precise)
         if DROPOUT:
             own = tl.where(_keeps(sequence, position, position, seed, drop_below)[:, None], own * keep_factor, 0.0)
         divisor = tl.where(total == 0, 1.0, total)
         output = tl.where(alone[:, None], own, sums / divisor[:, None])
-        _store_rows(output_ptr + sequence * length * width_v, position, there, output, width_v, D_V)
+        store_rows(output_ptr + sequence * length * width_v, position, there, output, width_v, D_V)
         square = q.to(precise)
         square = tl.sum(square * (square * (_inverse_length(square) * scale)[:, None]), 1)
         logsumexp = tl.where(alone, square, maximum + tl.log(divisor))
         tl.store(logsumexp_ptr + sequence * length + position, logsumexp, mask=there)
     else:
-        _store_rows(sums_ptr, position, there, sums, width_v, D_V)
+        store_rows(sums_ptr, position, there, sums, width_v, D_V)
 
 
 @triton.jit(do_not_specialize=CHANGING)
@@ -294,8 +214,8 @@ def row_statistics(
     d_output_ptr += sequence // heads * d_batch + sequence % heads * d_head
     d_logsumexp_ptr += sequence // heads * z_batch + sequence % heads * z_head
     d_logsumexp = tl.load(d_logsumexp_ptr + position.to(tl.int64) * z_row, mask=there, other=0.0).to(maximum.dtype)
-    output = _load_rows(output_ptr + sequence * length * width_v, position, there, width_v, width_v, D_V).to(maximum.dtype)
-    d_output = _load_rows(d_output_ptr, position, there, d_row, width_v, D_V).to(maximum.dtype)
+    output = load_rows(output_ptr + sequence * length * width_v, position, there, width_v, width_v, D_V).to(maximum.dtype)
+    d_output = load_rows(d_output_ptr, position, there, d_row, width_v, D_V).to(maximum.dtype)
     nothing = total == 0
     statistics_ptr += (local * length + position) * 4
     tl.store(statistics_ptr, tl.where(nothing, 0.0, maximum), mask=there)
@@ -337,8 +257,8 @@ def backward(
     position = tl.load(order_ptr + place, mask=there, other=0)
     begin = tl.load(begin_ptr + place, mask=there, other=0)
     end = tl.load(end_ptr + place, mask=there, other=0)
-    x = _load_rows(qk_ptr, position, there, qk_row, width, D)
-    own_v = _load_rows(v_ptr, position, there, v_row, width_v, D_V)
+    x = load_rows(qk_ptr, position, there, qk_row, width, D)
+    own_v = load_rows(v_ptr, position, there, v_row, width_v, D_V)
     inverse_length = _inverse_length(x.to(precise))
     own_key, own_factor = _key(x, inverse_length, scale)
 
@@ -353,8 +273,8 @@ def backward(
         query_place = query_start + tl.arange(0, OTHERS)
         query_there = query_place < stop
         query_position = tl.load(order_ptr + query_place, mask=query_there, other=0)
-        q = _load_rows(qk_ptr, query_position, query_there, qk_row, width, D)
-        d_output = _load_rows(d_output_ptr, query_position, query_there, d_row, width_v, D_V)
+        q = load_rows(qk_ptr, query_position, query_there, qk_row, width, D)
+        d_output = load_rows(d_output_ptr, query_position, query_there, d_row, width_v, D_V)
         maximum = tl.load(statistics_ptr + query_position.to(tl.int64) * 4, mask=query_there, other=0.0)
         inverse_total = tl.load(statistics_ptr + query_position.to(tl.int64) * 4 + 1, mask=query_there, other=0.0)
         shift = tl.load(statistics_ptr + query_position.to(tl.int64) * 4 + 2, mask=query_there, other=0.0)
@@ -362,18 +282,18 @@ def backward(
             low, high, position, query_place, query_position, there, query_there, codes_ptr, hash_round, rounds, before, after,
             True, CAUSAL, CROSS, EARLIER,
         )  # fmt: skip
-        logit = _product(own_key, tl.trans(q), PRODUCT) * own_factor[:, None]
+        logit = product(own_key, tl.trans(q), PRODUCT) * own_factor[:, None]
         weight = tl.exp(tl.where(visible, logit - maximum[None, :], float("-inf"))) * inverse_total[None, :]
-        kept, d_weight = weight, _product(own_v, tl.trans(d_output), PRODUCT)
+        kept, d_weight = weight, product(own_v, tl.trans(d_output), PRODUCT)
         if DROPOUT:
             keep = _keeps(sequence, query_position[None, :], position[:, None], seed, drop_below)
             kept, d_weight = tl.where(keep, weight * keep_factor, 0.0), tl.where(keep, d_weight * keep_factor, 0.0)
         d_logit = weight * (d_weight - shift[None, :])
-        d_v += _product(kept.to(d_output.dtype), d_output, PRODUCT)
-        d_k += _product(d_logit.to(q.dtype), q, PRODUCT)
+        d_v += product(kept.to(d_output.dtype), d_output, PRODUCT)
+        d_k += product(d_logit.to(q.dtype), q, PRODUCT)
 
     # A token that sees nothing is its own value, and its logsumexp x . k of itself.
-    own_d_output = _load_rows(d_output_ptr, position, there, d_row, width_v, D_V)
+    own_d_output = load_rows(d_output_ptr, position, there, d_row, width_v, D_V)
     own_inverse_total = tl.load(statistics_ptr + position.to(tl.int64) * 4 + 1, mask=there, other=0.0)
     alone = there & (end > 0) & (own_inverse_total == 0)
     if hash_round == 0:
@@ -382,11 +302,11 @@ def backward(
             d_own = tl.where(_keeps(sequence, position, position, seed, drop_below)[:, None], d_own * keep_factor, 0.0)
         d_v += d_own
     else:
-        d_v += _load_rows(v_sums_ptr, position, there, width_v, width_v, D_V)
+        d_v += load_rows(v_sums_ptr, position, there, width_v, width_v, D_V)
     if hash_round == rounds - 1:
-        _store_rows(d_v_ptr + sequence * length * width_v, position, there, d_v, width_v, D_V)
+        store_rows(d_v_ptr + sequence * length * width_v, position, there, d_v, width_v, D_V)
     else:
-        _store_rows(v_sums_ptr, position, there, d_v, width_v, D_V)
+        store_rows(v_sums_ptr, position, there, d_v, width_v, D_V)
     # Through k = x / |x|: what lies along k has no effect.
     unit = x.to(precise) * inverse_length[:, None]
     d_x = (d_k - unit * tl.sum(unit * d_k, 1)[:, None]) * (inverse_length * scale)[:, None]
@@ -394,7 +314,7 @@ def backward(
         d_self = tl.load(statistics_ptr + position.to(tl.int64) * 4 + 3, mask=alone, other=0.0)
         d_x += unit * (d_self * scale)[:, None]
     else:
-        d_x += _load_rows(qk_sums_ptr, position, there, width, width, D)
+        d_x += load_rows(qk_sums_ptr, position, there, width, width, D)
 
     # As queries: rows are own queries, columns are the keys that one of them sees.
     low, high = _window(place, begin, end, chunk_length, before, after, WHOLE)
@@ -407,74 +327,24 @@ def backward(
         key_place = key_start + tl.arange(0, OTHERS)
         key_there = key_place < stop
         key_position = tl.load(order_ptr + key_place, mask=key_there, other=0)
-        k = _load_rows(qk_ptr, key_position, key_there, qk_row, width, D)
-        v = _load_rows(v_ptr, key_position, key_there, v_row, width_v, D_V)
+        k = load_rows(qk_ptr, key_position, key_there, qk_row, width, D)
+        v = load_rows(v_ptr, key_position, key_there, v_row, width_v, D_V)
         visible = _visible(
             low, high, position, key_place, key_position, there, key_there, codes_ptr, hash_round, rounds, before, after,
             False, CAUSAL, CROSS, EARLIER,
         )  # fmt: skip
         key_inverse_length = _inverse_length(k.to(precise))
         key, factor = _key(k, key_inverse_length, scale)
-        logit = _product(x, tl.trans(key), PRODUCT) * factor[None, :]
+        logit = product(x, tl.trans(key), PRODUCT) * factor[None, :]
         weight = tl.exp(tl.where(visible, logit - own_maximum[:, None], float("-inf"))) * own_inverse_total[:, None]
-        d_weight = _product(own_d_output, tl.trans(v), PRODUCT)
+        d_weight = product(own_d_output, tl.trans(v), PRODUCT)
         if DROPOUT:
             keep = _keeps(sequence, position[:, None], key_position[None, :], seed, drop_below)
             d_weight = tl.where(keep, d_weight * keep_factor, 0.0)
         d_logit = weight * (d_weight - own_shift[:, None]) * scale[:, None]
         # The unit vector, not d_logit / |x|: a short x would overflow fp16.
-        d_x += _product(d_logit.to(k.dtype), _unit_length(k, key_inverse_length), PRODUCT)
+        d_x += product(d_logit.to(k.dtype), _unit_length(k, key_inverse_length), PRODUCT)
     if hash_round == rounds - 1:
-        _store_rows(d_qk_ptr + sequence * length * width, position, there, d_x, width, D)
+        store_rows(d_qk_ptr + sequence * length * width, position, there, d_x, width, D)
     else:
-        _store_rows(qk_sums_ptr, position, there, d_x, width, D)
-
-
-@triton.jit(do_not_specialize=CHANGING)
-def hash_digit(
-    x_ptr, rotations_ptr, buckets_ptr, heads, length, rounds, blocks, x_batch, x_head, x_row,
-    rotations_batch, rotations_head, rotations_row, rotations_round, width, first_column, half, radix,
-    PRODUCT: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-):  # fmt: skip
-    """Add one factor's digit, argmax [x R ; -x R] over its `half` columns, times the radix, to the buckets (B, H, R, L).
-
-    The product is that of fp32 also for a half-precision x: R is then split into three numbers of that precision, which hold
-    its digits, so that it is three products on tensor cores.
-    """
-    hash_round = tl.program_id(0) % rounds
-    block = tl.program_id(0) // rounds
-    sequence = (block // blocks).to(tl.int64)
-    position = block % blocks * ROWS + tl.arange(0, ROWS)
-    there = position < length
-    precise = rotations_ptr.dtype.element_ty
-    x_ptr += sequence // heads * x_batch + sequence % heads * x_head
-    x = _load_rows(x_ptr, position, there, x_row, width, D)
-    rotations_ptr += sequence // heads * rotations_batch + sequence % heads * rotations_head + hash_round * rotations_round
-    row = tl.arange(0, D)
-    highest, lowest = tl.full([ROWS], float("-inf"), precise), tl.full([ROWS], float("inf"), precise)
-    high_at, low_at = tl.full([ROWS], 0, tl.int32), tl.full([ROWS], 0, tl.int32)
-    for start in range(0, half, COLUMNS):
-        column = start + tl.arange(0, COLUMNS)
-        wanted = column < half
-        rotations = tl.load(
-            rotations_ptr + row[:, None] * rotations_row + (first_column + column)[None, :],
-            mask=(row < width)[:, None] & wanted[None, :], other=0.0,
-        )  # fmt: skip
-        projected = tl.full([ROWS, COLUMNS], 0, precise)
-        if x.dtype == precise:
-            projected = _product(x, rotations, PRODUCT)
-        else:
-            for _ in tl.static_range(3):
-                part = rotations.to(x.dtype)
-                projected += _product(x, part, PRODUCT)
-                rotations -= part.to(precise)
-        high, at = tl.max(tl.where(wanted[None, :], projected, float("-inf")), 1, return_indices=True)
-        # Only what is greater: the first of equal ones wins.
-        high_at, highest = tl.where(high > highest, start + at, high_at), tl.maximum(high, highest)
-        low, at = tl.min(tl.where(wanted[None, :], projected, float("inf")), 1, return_indices=True)
-        low_at, lowest = tl.where(low < lowest, start + at, low_at), tl.minimum(low, lowest)
-    digit = tl.where(highest >= -lowest, high_at, low_at + half).to(tl.int64) * radix
-    at = (sequence * rounds + hash_round) * length + position
-    if first_column > 0:
-        digit += tl.load(buckets_ptr + at, mask=there, other=0)
-    tl.store(buckets_ptr + at, digit, mask=there)
+        store_rows(qk_sums_ptr, position, there, d_x, width, D)
