@@ -269,7 +269,7 @@ class LossInPieces:
         return torch.stack([recompute(_with_first(self.function, i), *piece) for i, piece in enumerate(pieces)]).sum()
 
     def after(self, function: Residual, draws: Draws) -> "LossInPieces | None":
-        """Return the same as a function of y1 and of what y2 is before `function(y1)` is added; None if its pieces are others."""
+        """Return this as a function of y1 and of y2 before `function(y1)` is added to it; None if its pieces are others."""
         if not isinstance(function, ResidualInPieces) or function.chunk_length != self.chunk_length:
             return None
         return LossInPieces(

@@ -47,7 +47,10 @@ def reversible_loss(
 
     It needs the two streams and their gradients, and what undoing one function needs.
     """
-    return _ReversibleLoss.apply(x1, x2, layers, draws, loss, *_trainable(layers, loss))
+    # Within the function gradients are off: whether somebody wants them is asked here.
+    parameters = _trainable(layers, loss)
+    wanted = torch.is_grad_enabled() and any(x.requires_grad for x in (x1, x2, *parameters))
+    return _ReversibleLoss.apply(x1, x2, layers, draws, loss, wanted, *parameters)
 
 
 def stored_stack(x1: Tensor, x2: Tensor, layers: Sequence[ReversibleLayer], draws: LayerDraws) -> tuple[Tensor, Tensor]:
@@ -82,19 +85,19 @@ class _ReversibleLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x1: Tensor, x2: Tensor, layers: Sequence[ReversibleLayer], draws: LayerDraws, loss: LossInPieces,
-                *parameters: Tensor) -> Tensor:  # fmt: skip
+                wanted: bool, *parameters: Tensor) -> Tensor:  # fmt: skip
         ctx.autocast = autocast_state(x1.device.type)
         gradients = Gradients(ctx.autocast)
-        ending = _ending(layers, draws, loss) if any(ctx.needs_input_grad) and not _is_half(x1, ctx.autocast) else None
+        ending = _ending(layers, draws, loss) if wanted and not _is_half(x1, ctx.autocast) else None
         if ending is None:
-            streams = _add(x1, x2, layers, draws, ctx.autocast)
+            y1, y2 = _add(x1, x2, layers, draws, ctx.autocast)
+            streams: tuple[Tensor, ...] = (y1, y2)
             with torch.autocast(**ctx.autocast):
-                value = loss(*streams)
+                value = loss(y1, y2)
         else:
             *layers, (f, _) = layers
             *draws, (f_draws, _) = draws
-            streams = _add(x1, x2, layers, draws, ctx.autocast)
-            y1, y2 = streams
+            y1, y2 = _add(x1, x2, layers, draws, ctx.autocast)
             values: list[Tensor] = []
 
             def of_the_rest(y1: Tensor) -> StreamGradients:
@@ -105,7 +108,7 @@ class _ReversibleLoss(torch.autograd.Function):
             d_y2, d_y1 = f.between(gradients, f_draws, y2, y1, of_the_rest)
             (value,), streams = values, (y1, y2, d_y1, d_y2)
         # Nobody else sees the streams. So they need not be saved as variables, which would hold them to the end.
-        ctx.streams = streams if any(ctx.needs_input_grad) else None
+        ctx.streams = streams if wanted else None
         ctx.sums, ctx.layers, ctx.draws, ctx.loss, ctx.parameters = gradients.sums, layers, draws, loss, parameters
         return value
 
@@ -125,7 +128,7 @@ class _ReversibleLoss(torch.autograd.Function):
         else:
             for gradient in streams[2:]:
                 gradient *= d_loss
-        return *_undo(streams, ctx.layers, ctx.draws, gradients), None, None, None, *_sums(gradients, ctx.parameters)
+        return *_undo(streams, ctx.layers, ctx.draws, gradients), None, None, None, None, *_sums(gradients, ctx.parameters)
 
 
 def _ending(layers: Sequence[ReversibleLayer], draws: LayerDraws, loss: LossInPieces) -> LossInPieces | None:
