@@ -189,10 +189,11 @@ def loss_in_pieces(chunk: int | None, weight: Tensor) -> LossInPieces:
     return LossInPieces(lambda i, y1, y2: ((y1 @ weight).sin() * y2).sum() * (1 + (i > 99)), (weight,), chunk)
 
 
+@pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("chunk", [None, 1, 3])
 @pytest.mark.parametrize("drop", [0.0, 0.3])
-def test_the_loss_inside_is_the_loss_outside(drop: float, chunk: int | None) -> None:
-    layers, found = staged_layers(3, drop, 2, 3), []
+def test_the_loss_inside_is_the_loss_outside(drop: float, chunk: int | None, groups: int) -> None:
+    layers, found = staged_layers(3, drop, groups, 3), []
     for inside in (True, False):
         x = vectors(2, 7, D, seed=60).requires_grad_()
         weight = vectors(D, D, seed=5).requires_grad_()
@@ -207,6 +208,51 @@ def test_the_loss_inside_is_the_loss_outside(drop: float, chunk: int | None) -> 
         torch.testing.assert_close(one, two, rtol=1e-10, atol=1e-12)
 
 
+def counted_layers(depth: int) -> tuple[list[ReversibleLayer], list[str]]:
+    """Return layers that note each call of a function, as "f0" for the first layer's f."""
+    layers, calls = layers_of(depth, 0.2), []
+
+    def noted(name: str, function: Any) -> Any:
+        def call(x: Tensor, draws: Draws) -> Tensor:
+            calls.append(name)
+            return function(x, draws)
+
+        return call
+
+    for index, (f, g) in enumerate(layers):
+        f.function, g.function = noted(f"f{index}", f.function), noted(f"g{index}", g.function)
+    return layers, calls
+
+
+def test_the_last_layer_is_computed_once_where_a_loss_follows() -> None:
+    layers, calls = counted_layers(3)
+    x = vectors(1, 4, D, seed=1).requires_grad_()
+    value = reversible_loss(x, x, layers, draws_of(3), loss_in_pieces(None, torch.eye(D, dtype=torch.float64)))
+    assert sorted(calls) == ["f0", "f1", "f2", "g0", "g1", "g2"]
+    value.backward()
+    assert sorted(calls) == ["f0", "f0", "f1", "f1", "f2", "g0", "g0", "g1", "g1", "g2"]
+
+
+def test_the_last_layer_is_not_differentiated_without_need() -> None:
+    """Where nobody asks for gradients, and where a scale of the loss has to come first: in fp16."""
+    weight = torch.eye(D, dtype=torch.float64).requires_grad_()
+    seen: list[bool] = []
+
+    def loss(_: int, y1: Tensor, y2: Tensor) -> Tensor:
+        seen.append(torch.is_grad_enabled())
+        return (y1 @ weight.to(y1.dtype) * y2).float().sum()
+
+    x = vectors(1, 4, D, seed=1)
+    with torch.no_grad():
+        reversible_loss(x, x, layers_of(2), draws_of(2), LossInPieces(loss, (weight,), None))
+    with torch.autocast("cpu", torch.float16):
+        x = x.float().requires_grad_()
+        reversible_loss(x, x, layers_of(2, dtype=torch.float32), draws_of(2), LossInPieces(loss, (weight,), None))
+    assert seen == [False, False]
+    reversible_loss(x, x, layers_of(2, dtype=torch.float32), draws_of(2), LossInPieces(loss, (weight,), None))
+    assert seen[2:] == [True]
+
+
 def test_gradcheck_of_the_loss() -> None:
     layers, weight = staged_layers(1, 0.2, 2, 2), vectors(D, D, seed=5).requires_grad_()
     parameters = [p for layer in layers for p in (*layer.f.parameters, *layer.g.parameters)]
@@ -216,10 +262,11 @@ def test_gradcheck_of_the_loss() -> None:
     )
 
 
-def test_the_loss_backward_twice() -> None:
+@pytest.mark.parametrize("chunk", [2, 3])
+def test_the_loss_backward_twice(chunk: int) -> None:
     """With retain_graph it adds up; without, the streams are used up, and that is said."""
-    layers, x = layers_of(2, 0.2), vectors(1, 4, D, seed=1).requires_grad_()
-    value = reversible_loss(x, x, layers, draws_of(2), loss_in_pieces(3, torch.eye(D, dtype=torch.float64)))
+    layers, x = layers_of(2, 0.2, chunk=2), vectors(1, 4, D, seed=1).requires_grad_()
+    value = reversible_loss(x, x, layers, draws_of(2), loss_in_pieces(chunk, torch.eye(D, dtype=torch.float64)))
     value.backward(retain_graph=True)
     assert x.grad is not None
     once = x.grad.clone()

@@ -16,15 +16,16 @@ from reformer_lab.ops.chunking import recompute
 from reformer_lab.ops.random import Draws
 
 Function = Callable[[Tensor, Draws], Tensor]
+StreamGradients = tuple[Tensor, Tensor]
 
 
 class Gradients:
     """The recomputing half of a backward pass: takes gradients and sums up those of the parameters, by the parameter's id."""
 
-    def __init__(self, autocast: dict[str, Any]):
+    def __init__(self, autocast: dict[str, Any], sums: dict[int, Tensor] | None = None):
         self.autocast = autocast
-        self.sums: dict[int, Tensor] = {}
-        self._ours: set[int] = set()
+        self.sums = {} if sums is None else sums
+        self._ours = set(self.sums)
 
     def run(self, function: Callable[..., Any], *inputs: Tensor) -> tuple[Any, list[Tensor]]:
         """Return the function's value, with its graph, and the new leaves that stand for the inputs."""
@@ -38,6 +39,14 @@ class Gradients:
     ) -> tuple[Any, list[Tensor]]:
         """Return the function's value without its graph, and the gradients of its inputs; add those of the parameters."""
         value, leaves = self.run(function, *inputs)
+        d_inputs = self.back(value, leaves, parameters, d_outputs)
+        return value.detach() if isinstance(value, Tensor) else None, d_inputs
+
+    def back(
+        self, value: Tensor | Sequence[Tensor], leaves: Sequence[Tensor], parameters: Sequence[Tensor],
+        d_outputs: Sequence[Tensor],
+    ) -> list[Tensor]:  # fmt: skip
+        """Return the gradients of the leaves of what `run` returned; add those of the parameters."""
         outputs = (value,) if isinstance(value, Tensor) else value
         d_outputs = [d.to(output.dtype) for d, output in zip(d_outputs, outputs, strict=True)]
         trainable = list({id(parameter): parameter for parameter in parameters if parameter.requires_grad}.values())
@@ -46,8 +55,7 @@ class Gradients:
         for parameter, gradient in zip(trainable, found[len(leaves) :], strict=True):
             if gradient is not None:
                 self._add(id(parameter), gradient)
-        d_inputs = [torch.zeros_like(x) if d is None else d for x, d in zip(leaves, found, strict=False)]
-        return value.detach() if isinstance(value, Tensor) else None, d_inputs
+        return [torch.zeros_like(x) if d is None else d for x, d in zip(leaves, found, strict=False)]
 
     def _add(self, key: int, gradient: Tensor) -> None:
         if key not in self.sums:
@@ -81,6 +89,21 @@ class Residual:
         written -= change
         d_read += gradient
 
+    def between(
+        self, gradients: Gradients, draws: Draws, read: Tensor, written: Tensor, inner: Callable[[Tensor], StreamGradients]
+    ) -> StreamGradients:
+        """Return inner(written + function(read)), the gradients of `read` and of that sum, taken back to `read` and `written`.
+
+        The function is computed once, where `add` and `undo` compute it twice; its activations stay for the time of `inner`.
+        The gradients that `inner` returns are changed in place; the streams are not, though a subclass may touch `written`
+        in between.
+        """
+        value, leaves = gradients.run(lambda x: self(x, draws), read)
+        d_read, d_written = inner(written + value.detach())
+        (gradient,) = gradients.back(value, leaves, self.parameters, (d_written,))
+        d_read += gradient
+        return d_read, d_written
+
 
 class ResidualInPieces(Residual):
     """The same for a function that treats each position alone: on pieces of the sequence, each with draws of its own.
@@ -96,23 +119,24 @@ class ResidualInPieces(Residual):
         pieces = _split(x, self.chunk_length, 1)
         if len(pieces) == 1:
             return self.function(x, draws.part(0))
-        return torch.cat([recompute(self._piece(draws, i), piece) for i, piece in enumerate(pieces)], dim=1)
+        return torch.cat([recompute(self.piece(draws, i), piece) for i, piece in enumerate(pieces)], dim=1)
 
     def add(self, read: Tensor, written: Tensor, draws: Draws) -> None:
         """written += function(read), without a graph."""
         for i, (read_piece, written_piece) in enumerate(_pieces(self.chunk_length, read, written)):
-            written_piece += self._piece(draws, i)(read_piece)
+            written_piece += self.piece(draws, i)(read_piece)
 
     def undo(
         self, gradients: Gradients, draws: Draws, read: Tensor, written: Tensor, d_read: Tensor, d_written: Tensor
     ) -> None:
         """written -= function(read), and d_read += the gradient of the function at d_written."""
         for i, (*streams, d_out) in enumerate(_pieces(self.chunk_length, read, written, d_read, d_written)):
-            change, (gradient,) = gradients.take(self._piece(draws, i), streams[:1], self.parameters, (d_out,))
+            change, (gradient,) = gradients.take(self.piece(draws, i), streams[:1], self.parameters, (d_out,))
             streams[1] -= change
             streams[2] += gradient
 
-    def _piece(self, draws: Draws, index: int) -> Callable[[Tensor], Tensor]:
+    def piece(self, draws: Draws, index: int) -> Callable[[Tensor], Tensor]:
+        """Return the function of one piece."""
         return lambda x: self.function(x, draws.part(index))
 
 
@@ -163,7 +187,7 @@ class ResidualInStages(Residual):
         self, gradients: Gradients, draws: Draws, read: Tensor, written: Tensor, d_read: Tensor, d_written: Tensor
     ) -> None:
         """written -= function(read), and d_read += the gradient of the function at d_written."""
-        if len(self.groups) == 1 and len(_split(read, self.chunk_length, 1)) == 1:
+        if self._is_whole(read):
             super().undo(gradients, draws, read, written, d_read, d_written)
             return
         for index in range(len(self.groups)):
@@ -175,6 +199,21 @@ class ResidualInStages(Residual):
                 _, (gradient,) = gradients.take(before, (read_piece,), self.parameters, d_pieces)
                 d_read_piece += gradient
             del rows, d_pieces  # they hold the middle's gradients, which the next group has no room for
+
+    def between(
+        self, gradients: Gradients, draws: Draws, read: Tensor, written: Tensor, inner: Callable[[Tensor], StreamGradients]
+    ) -> StreamGradients:
+        """As in `Residual`; in several groups or pieces the function is computed again, for the sake of memory."""
+        if self._is_whole(read):
+            return super().between(gradients, draws, read, written, inner)
+        with torch.autocast(**gradients.autocast):
+            self.add(read, written, draws)
+        d_read, d_written = inner(written)
+        self.undo(gradients, draws.replay(), read, written, d_read, d_written)
+        return d_read, d_written
+
+    def _is_whole(self, read: Tensor) -> bool:
+        return len(self.groups) == 1 and len(_split(read, self.chunk_length, 1)) == 1
 
     def _undo_from_the_middle(
         self, index: int, gradients: Gradients, draws: Draws, read: Tensor, written: Tensor, d_written: Tensor
@@ -229,14 +268,29 @@ class LossInPieces:
             return self.function(0, y1, y2)
         return torch.stack([recompute(_with_first(self.function, i), *piece) for i, piece in enumerate(pieces)]).sum()
 
-    def gradient(self, gradients: Gradients, y1: Tensor, y2: Tensor, d_loss: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the gradients of the streams, new tensors."""
+    def after(self, function: Residual, draws: Draws) -> "LossInPieces | None":
+        """Return this as a function of y1 and of y2 before `function(y1)` is added to it; None if its pieces are others."""
+        if not isinstance(function, ResidualInPieces) or function.chunk_length != self.chunk_length:
+            return None
+        return LossInPieces(
+            lambda i, y1, x2: self.function(i, y1, x2 + function.piece(draws, i)(y1)),
+            (*self.parameters, *function.parameters),
+            self.chunk_length,
+        )
+
+    def gradient(
+        self, gradients: Gradients, y1: Tensor, y2: Tensor, d_loss: Tensor | None = None
+    ) -> tuple[Tensor, StreamGradients]:
+        """Return the loss and the gradients of the streams, new tensors; `d_loss`: None for 1."""
         d_y1, d_y2 = torch.empty_like(y1), torch.empty_like(y2)
+        losses = []
         for i, (one, two, *d_pieces) in enumerate(_pieces(self.chunk_length, y1, y2, d_y1, d_y2)):
-            _, found = gradients.take(_with_first(self.function, i), (one, two), self.parameters, (d_loss,))
-            for d_piece, gradient in zip(d_pieces, found, strict=True):
+            value, leaves = gradients.run(_with_first(self.function, i), one, two)
+            seed = torch.ones_like(value) if d_loss is None else d_loss
+            for d_piece, gradient in zip(d_pieces, gradients.back(value, leaves, self.parameters, (seed,)), strict=True):
                 d_piece.copy_(gradient)
-        return d_y1, d_y2
+            losses.append(value.detach())
+        return torch.stack(losses).sum(), (d_y1, d_y2)
 
 
 def _split(x: Tensor, chunk_length: int | None, dim: int) -> tuple[Tensor, ...]:

@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from reformer_lab.ops.chunking import autocast_state
 from reformer_lab.ops.random import Draws
-from reformer_lab.ops.residual import Gradients, LossInPieces, Residual
+from reformer_lab.ops.residual import Gradients, LossInPieces, Residual, StreamGradients
 
 
 class ReversibleLayer(NamedTuple):
@@ -47,7 +47,10 @@ def reversible_loss(
 
     It needs the two streams and their gradients, and what undoing one function needs.
     """
-    return _ReversibleLoss.apply(x1, x2, layers, draws, loss, *_trainable(layers, loss))
+    # Within the function gradients are off: whether somebody wants them is asked here.
+    parameters = _trainable(layers, loss)
+    wanted = torch.is_grad_enabled() and any(x.requires_grad for x in (x1, x2, *parameters))
+    return _ReversibleLoss.apply(x1, x2, layers, draws, loss, wanted, *parameters)
 
 
 def stored_stack(x1: Tensor, x2: Tensor, layers: Sequence[ReversibleLayer], draws: LayerDraws) -> tuple[Tensor, Tensor]:
@@ -77,16 +80,36 @@ class _ReversibleStack(torch.autograd.Function):
 
 
 class _ReversibleLoss(torch.autograd.Function):
+    """The last layer and the loss are differentiated in the forward pass already, while their activations are there; the
+    backward pass scales those gradients, and undoes the other layers."""
+
     @staticmethod
     def forward(ctx: Any, x1: Tensor, x2: Tensor, layers: Sequence[ReversibleLayer], draws: LayerDraws, loss: LossInPieces,
-                *parameters: Tensor) -> Tensor:  # fmt: skip
+                wanted: bool, *parameters: Tensor) -> Tensor:  # fmt: skip
         ctx.autocast = autocast_state(x1.device.type)
-        streams = _add(x1, x2, layers, draws, ctx.autocast)
-        with torch.autocast(**ctx.autocast):
-            value = loss(*streams)
+        gradients = Gradients(ctx.autocast)
+        ending = _ending(layers, draws, loss) if wanted and not _is_half(x1, ctx.autocast) else None
+        if ending is None:
+            y1, y2 = _add(x1, x2, layers, draws, ctx.autocast)
+            streams: tuple[Tensor, ...] = (y1, y2)
+            with torch.autocast(**ctx.autocast):
+                value = loss(y1, y2)
+        else:
+            *layers, (f, _) = layers
+            *draws, (f_draws, _) = draws
+            y1, y2 = _add(x1, x2, layers, draws, ctx.autocast)
+            values: list[Tensor] = []
+
+            def of_the_rest(y1: Tensor) -> StreamGradients:
+                value, (d_y1, d_y2) = ending.gradient(gradients, y1, y2)
+                values.append(value)
+                return d_y2, d_y1
+
+            d_y2, d_y1 = f.between(gradients, f_draws, y2, y1, of_the_rest)
+            (value,), streams = values, (y1, y2, d_y1, d_y2)
         # Nobody else sees the streams. So they need not be saved as variables, which would hold them to the end.
-        ctx.streams = streams if any(x.requires_grad for x in (x1, x2, *parameters)) else None
-        ctx.layers, ctx.draws, ctx.loss, ctx.parameters = layers, draws, loss, parameters
+        ctx.streams = streams if wanted else None
+        ctx.sums, ctx.layers, ctx.draws, ctx.loss, ctx.parameters = gradients.sums, layers, draws, loss, parameters
         return value
 
     @staticmethod
@@ -99,9 +122,23 @@ class _ReversibleLoss(torch.autograd.Function):
             streams = [x.clone() for x in streams]
         else:
             ctx.streams = None
-        gradients = Gradients(ctx.autocast)
-        streams += ctx.loss.gradient(gradients, *streams, d_loss)
-        return *_undo(streams, ctx.layers, ctx.draws, gradients), None, None, None, *_sums(gradients, ctx.parameters)
+        gradients = Gradients(ctx.autocast, {key: total * d_loss for key, total in ctx.sums.items()})
+        if len(streams) == 2:
+            streams += ctx.loss.gradient(gradients, *streams, d_loss)[1]
+        else:
+            for gradient in streams[2:]:
+                gradient *= d_loss
+        return *_undo(streams, ctx.layers, ctx.draws, gradients), None, None, None, None, *_sums(gradients, ctx.parameters)
+
+
+def _ending(layers: Sequence[ReversibleLayer], draws: LayerDraws, loss: LossInPieces) -> LossInPieces | None:
+    """Return the last layer's g and the loss as one loss, or None where they do not go together."""
+    return loss.after(layers[-1].g, draws[-1][1]) if layers else None
+
+
+def _is_half(x: Tensor, autocast: dict[str, Any]) -> bool:
+    """Whether gradients are fp16 somewhere: they need the scale of the loss, which the forward pass does not know."""
+    return torch.float16 in (x.dtype, autocast["dtype"] if autocast["enabled"] else None)
 
 
 def _add(
