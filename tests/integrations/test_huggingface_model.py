@@ -66,9 +66,10 @@ def test_logits_predict_the_next_token(shift: str) -> None:
 
 @pytest.mark.parametrize("shift", SHIFTS)
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_padding_on_either_side(side: str, shift: str) -> None:
-    """Each text gets the logits that it has alone. Full attention: the others' chunks follow the longest text."""
-    model = as_huggingface(model_of(shift, **{"attention": ("full",), "wrap_around": False}))
+@pytest.mark.parametrize("kind", ["full", "local", "lsh"])
+def test_padding_on_either_side(kind: str, side: str, shift: str) -> None:
+    """Each text gets the logits that it has alone. Not around the corner: there the chunks follow the longest text."""
+    model = as_huggingface(model_of(shift, **{"attention": (kind,), "wrap_around": False, "chunk_length": 2}))
     tokens, mask = tokens_of(2, 12), torch.ones(2, 12, dtype=torch.long)
     there = slice(5, None) if side == "left" else slice(None, 7)
     mask[0] = 0

@@ -15,6 +15,7 @@ left out.
 """
 
 import math
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -274,6 +275,11 @@ class DecodingCache:
         """(B,) int64: tokens of each text so far."""
         self.longest = longest
         """The largest of the lengths, on the host."""
+
+    def copy(self) -> "DecodingCache":
+        """Return a cache that goes on by itself, over the same layers."""
+        memo = {id(cache.layer): cache.layer for cache in self.layers}
+        return deepcopy(self, memo)
 
     def reorder(self, rows: Tensor) -> None:
         """Keep the texts `rows` (int64), in this order: beams that go on, or what is left when some texts have ended."""

@@ -222,6 +222,19 @@ class ReformerConfig:
         """Return the kind of attention of each layer."""
         return tuple(self.attention[i % len(self.attention)] for i in range(self.num_layers))
 
+    def continues_exactly(self) -> bool:
+        """Say whether `ReformerLM.step` gives what `forward` gives to the last token of the text so far, to rounding.
+
+        LSH layers do with whole buckets, of a given number; with chunks the last layer does, as nothing is computed from
+        what it gives to earlier tokens.
+        """
+        kinds = self.layer_kinds()
+        if "lsh" in kinds and self.num_buckets is None:
+            return False
+        if self.coverage == "chunk" and "lsh" in (kinds if self.wrap_around else kinds[:-1]):
+            return False
+        return not (self.wrap_around and "local" in kinds and self.local_chunks_before + self.local_chunks_after > 1)
+
     def replace(self, **changes: Any) -> "ReformerConfig":
         """Return a copy with some fields changed, checked again."""
         return replace(self, **changes)
