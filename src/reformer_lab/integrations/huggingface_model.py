@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from huggingface_hub import ModelCard
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PretrainedConfig, PreTrainedModel
@@ -243,12 +244,26 @@ class ReformerLabForCausalLM(PreTrainedModel, GenerationMixin):
         super().save_pretrained(folder, *arguments, **named)
         card = Path(folder) / "README.md"
         if named.get("is_main_process", True) and not card.exists():
-            config = self.config.reformer
-            card.write_text(CARD.format(
-                parameters=sum(parameter.numel() for parameter in self.parameters()), layers=config.num_layers,
-                kinds=", ".join(dict.fromkeys(config.layer_kinds())), vocab_size=config.vocab_size,
-                max_length=config.max_length, folder=Path(folder).name,
-            ), encoding="utf-8")  # fmt: skip
+            card.write_text(self._card(Path(folder).name), encoding="utf-8")
+
+    def _card(self, name: str) -> str:
+        config = self.config.reformer
+        return CARD.format(
+            parameters=sum(parameter.numel() for parameter in self.parameters()), layers=config.num_layers,
+            kinds=", ".join(dict.fromkeys(config.layer_kinds())), vocab_size=config.vocab_size,
+            max_length=config.max_length, folder=name,
+        )  # fmt: skip
+
+    def _upload_modified_files(self, working_dir: Any, repo_id: str, *arguments: Any, **named: Any) -> Any:
+        """Upload a folder, as `push_to_hub` does. The blank card that transformers has put there gives way to ours."""
+        path = Path(working_dir) / "README.md"
+        blank = ModelCard(path.read_text(encoding="utf-8")) if path.exists() else None
+        if blank is None or "automatically generated" in blank.text:
+            card = ModelCard(self._card(repo_id))
+            tags = ((blank.data.to_dict().get("tags") if blank else None) or [])
+            card.data["tags"] = list(dict.fromkeys([*card.data["tags"], *tags]))
+            card.save(path)
+        return super()._upload_modified_files(working_dir, repo_id, *arguments, **named)
 
 
 def _padding_behind(attention_mask: Tensor | None) -> tuple[Tensor | None, Tensor]:

@@ -225,15 +225,15 @@ class ReformerConfig:
     def continues_exactly(self) -> bool:
         """Say whether `ReformerLM.step` gives what `forward` gives to the last token of the text so far, to rounding.
 
-        LSH layers do with whole buckets, of a given number; with chunks the last layer does, as nothing is computed from
-        what it gives to earlier tokens.
+        Not where a later token changes what an earlier one sees and another layer has used that already: below the last layer,
+        LSH attention by chunks, and local attention that counts keys around the corner. Nor where the number of buckets follows
+        the length.
         """
         kinds = self.layer_kinds()
-        if "lsh" in kinds and self.num_buckets is None:
-            return False
-        if self.coverage == "chunk" and "lsh" in (kinds if self.wrap_around else kinds[:-1]):
-            return False
-        return not (self.wrap_around and "local" in kinds and self.local_chunks_before + self.local_chunks_after > 1)
+        moving = {"lsh"} if self.coverage == "chunk" else set()
+        if self.wrap_around and self.local_chunks_before + self.local_chunks_after > 1:
+            moving.add("local")
+        return moving.isdisjoint(kinds[:-1]) and not ("lsh" in kinds and self.num_buckets is None)
 
     def replace(self, **changes: Any) -> "ReformerConfig":
         """Return a copy with some fields changed, checked again."""
