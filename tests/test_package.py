@@ -15,6 +15,7 @@ ROOT = Path(reformer_lab.__file__).parent
 KERNELS = [f"reformer_lab.ops.lsh_attention.triton.{name}" for name in ("attention", "blocks", "sorting")]
 EXTRAS = {
     **dict.fromkeys(KERNELS, "triton"),
+    "reformer_lab.integrations.huggingface_cache": "transformers",
     "reformer_lab.integrations.huggingface_model": "transformers",
     "reformer_lab.integrations.fastai": "fastai",
 }
@@ -33,7 +34,7 @@ MAY_IMPORT = {
     "reporting": {"reporting", "experiments"},
     "experiments": {"ops", "layers", "models", "data", "training", "reporting", "experiments"},
     "benchmarks": {"ops", "layers", "models", "benchmarks"},
-    "integrations": {"ops", "models", "data", "evaluation", "integrations"},
+    "integrations": {"ops", "layers", "models", "data", "evaluation", "integrations"},
     "runner": {"models", "data", "training", "evaluation", "benchmarks", "reporting", "experiments", "runner"},
 }
 """Folders that a folder may import from, beside errors, folders and seeds; the command line may import all."""

@@ -174,6 +174,22 @@ def test_bias_of_two_names(folder: Path) -> None:
         from_huggingface(folder)
 
 
+@pytest.mark.parametrize("version", [4, 5])
+def test_what_each_version_of_transformers_saves(version: int, folder: Path) -> None:
+    """Version 5.23 has one name for the bias, which it reads and does not add, and "dtype" for "torch_dtype"."""
+    weights, config = load_file(folder / "model.safetensors"), json.loads((folder / "config.json").read_text())
+    weights["lm_head.bias"] = torch.arange(13.0)
+    expected = from_huggingface(folder).state_dict() | {"head.bias": torch.arange(13.0)}
+    if version == 4:
+        weights["lm_head.decoder.bias"] = weights["lm_head.bias"].clone()
+    else:
+        config |= {"dtype": config.pop("torch_dtype"), "transformers_version": "5.23.0"}
+    save_file(weights, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config))
+    found = from_huggingface(folder).state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
 def test_constants_of_old_versions_are_dropped(folder: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     name = "reformer.encoder.layers.1.attention.self_attention.self_mask_value_float16"

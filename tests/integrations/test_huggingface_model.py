@@ -1,5 +1,6 @@
 """Our models as transformers' own: Auto classes, generate, Trainer. Needs transformers (`make test-hf`)."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,15 @@ import torch
 
 pytest.importorskip("transformers", reason="transformers is not installed: `make test-hf` runs this")
 
+from huggingface_hub import RepoUrl
+from huggingface_hub.errors import EntryNotFoundError
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainingArguments
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
+from transformers.utils import hub
 
 from reformer_lab.errors import UserError
 from reformer_lab.integrations.huggingface_model import ReformerLabConfig, ReformerLabForCausalLM, as_huggingface
+from reformer_lab.integrations.huggingface_tokenizers import byte_tokenizer
 from reformer_lab.models.config import NUMERICS, ReformerConfig
 from reformer_lab.models.language_model import ReformerLM
 
@@ -66,9 +71,10 @@ def test_logits_predict_the_next_token(shift: str) -> None:
 
 @pytest.mark.parametrize("shift", SHIFTS)
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_padding_on_either_side(side: str, shift: str) -> None:
-    """Each text gets the logits that it has alone. Full attention: the others' chunks follow the longest text."""
-    model = as_huggingface(model_of(shift, **{"attention": ("full",), "wrap_around": False}))
+@pytest.mark.parametrize("kind", ["full", "local", "lsh"])
+def test_padding_on_either_side(kind: str, side: str, shift: str) -> None:
+    """Each text gets the logits that it has alone. Not around the corner: there the chunks follow the longest text."""
+    model = as_huggingface(model_of(shift, **{"attention": (kind,), "wrap_around": False, "chunk_length": 2}))
     tokens, mask = tokens_of(2, 12), torch.ones(2, 12, dtype=torch.long)
     there = slice(5, None) if side == "left" else slice(None, 7)
     mask[0] = 0
@@ -125,6 +131,61 @@ def test_the_trainer(tmp_path: Path) -> None:
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     found = again.generate(torch.arange(2, 10)[None], max_new_tokens=4, do_sample=False, eos_token_id=12)
     assert found[0, 8:].tolist() == [10, 11, 2, 3]
+
+
+@pytest.fixture
+def pushed(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+    """What `push_to_hub` sends to a repository that is new: the content of each file."""
+    files: dict[str, bytes] = {}
+
+    def commit(repo_id: str, operations: list[Any], **_: Any) -> None:
+        assert repo_id == "someone/novels"
+        for operation in operations:
+            with operation.as_file() as file:
+                files[operation.path_in_repo] = file.read()
+
+    def load(*_: Any, **__: Any) -> Any:
+        if "README.md" not in files:
+            raise EntryNotFoundError("there is no README.md")
+        return hub.ModelCard(files["README.md"].decode())
+
+    monkeypatch.setattr(hub, "create_repo", lambda repo_id, **_: RepoUrl(f"https://huggingface.co/{repo_id}"))
+    monkeypatch.setattr(hub, "create_commit", commit)
+    monkeypatch.setattr(hub.ModelCard, "load", load)
+    return files
+
+
+@pytest.mark.parametrize("model_first", [True, False])
+def test_push_to_hub(
+    model_first: bool, pushed: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # it looks for a folder of the repository's name
+    ours = model_of(vocab_size=258)
+    parts = [(as_huggingface(ours), {"tags": ["novels"]}), (byte_tokenizer(model_max_length=39), {})]
+    for part, options in parts if model_first else reversed(parts):
+        part.push_to_hub("someone/novels", **options)
+    assert {"README.md", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
+            "tokenizer_config.json", "special_tokens_map.json"} == set(pushed)  # fmt: skip
+    config = json.loads(pushed["config.json"])
+    assert (config["model_type"], config["architectures"]) == ("reformer_lab", ["ReformerLabForCausalLM"])
+    assert "auto_map" not in config  # the code comes with this package, not with the weights
+    card = pushed["README.md"].decode()
+    for named in ("import reformer_lab.integrations.huggingface_model", 'from_pretrained("someone/novels")', "- novels",
+                  "library_name: transformers"):  # fmt: skip
+        assert named in card, card
+    for name, content in pushed.items():
+        (tmp_path / name).write_bytes(content)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(model.reformer.head.weight, ours.head.weight)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert tokenizer.decode(tokenizer("Reformer")["input_ids"]) == "Reformer"
+
+
+def test_a_card_that_is_on_the_hub_stays(pushed: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    pushed["README.md"] = b"---\ntags: [mine]\n---\n# Written by hand"
+    as_huggingface(model_of()).push_to_hub("someone/novels")
+    assert "# Written by hand" in pushed["README.md"].decode()
 
 
 @pytest.mark.parametrize("damage", ["missing", "more", "shape"])

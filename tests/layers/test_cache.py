@@ -100,6 +100,40 @@ def test_with_chunks_a_step_is_the_last_position_of_the_text_so_far(lengths: lis
             torch.testing.assert_close(found[end - 1], whole[-1], rtol=0, atol=1e-12)
 
 
+def whole_texts_so_far(layer: SelfAttention, lengths: list[int], steps: int) -> None:
+    """Hold each output of a cache against the last of the layer's over the text so far."""
+    x = x_of(len(lengths))
+    for row, (length, found) in enumerate(zip(lengths, continued(new_cache(layer), x, lengths, steps), strict=True)):
+        prompt = layer(x[row : row + 1, :length], draws=Draws(0, fixed=True))[0]
+        torch.testing.assert_close(found[:length], prompt, rtol=0, atol=1e-12)
+        for end in range(length + 1, length + steps + 1):
+            whole = layer(x[row : row + 1, :end], draws=Draws(0, fixed=True))[0]
+            torch.testing.assert_close(found[end - 1], whole[-1], rtol=0, atol=1e-12)
+
+
+@settings(max_examples=25)
+@given(
+    num_hashes=st.integers(1, 3), num_buckets=st.sampled_from([2, 6, (2, 4)]), chunk_length=st.sampled_from([1, 3, 8, 100]),
+    chunks_before=st.integers(0, 4), chunks_after=st.integers(0, 2), key_epsilon=st.sampled_from([0.0, 0.3]),
+    lengths=st.lists(st.integers(1, 12), min_size=1, max_size=3),
+)  # fmt: skip
+def test_lsh_attention_sees_around_the_corner(lengths: list[int], **options: Any) -> None:
+    with torch.device("meta"):
+        layer = LSHSelfAttention(10, 3, 4, cross_bucket=True, correct_duplicates=False, wrap_around=True, **options)
+    whole_texts_so_far(made(layer), lengths, 20)
+
+
+@settings(max_examples=25)
+@given(
+    chunk_length=st.sampled_from([1, 2, 3, 8, 100]), chunks_before=st.integers(0, 4), chunks_after=st.integers(0, 2),
+    lengths=st.lists(st.integers(1, 12), min_size=1, max_size=3),
+)  # fmt: skip
+def test_local_attention_sees_around_the_corner(lengths: list[int], **options: Any) -> None:
+    with torch.device("meta"):
+        layer = LocalSelfAttention(10, 3, 4, wrap_around=True, **options)
+    whole_texts_so_far(made(layer), lengths, 20)
+
+
 @pytest.mark.parametrize("kind", EXACT)
 def test_rows_part_ways(kind: str) -> None:
     """Copies of a text that go on with other tokens, as beams do, and rows that have ended."""
@@ -132,11 +166,13 @@ def keys_of_a_step(layer: SelfAttention, length: int, monkeypatch: pytest.Monkey
         patch.setattr(Rows, "fetch", lambda rows, index: seen.append(index.shape[-1]) or fetch(rows, index))
         patch.setattr(Rows, "first", lambda rows, length: seen.append(length) or first(rows, length))
         cache.step(x[:, length:], torch.tensor([length]), length + 1)
-    assert len(seen) == 2  # keys and values
+    assert len(seen) == (1 if isinstance(layer, LSHSelfAttention) else 2)  # keys and values, side by side or not
     return seen[0]
 
 
 LAYERS_OF_CONSTANT_WORK: dict[str, Any] = {
+    "lsh-around-the-corner": lambda: LSHSelfAttention(10, 3, 4, num_hashes=4, num_buckets=32, chunk_length=64,
+                                                      cross_bucket=True, correct_duplicates=False, wrap_around=True),
     "local": lambda: LocalSelfAttention(10, 3, 4, chunk_length=64),
     "lsh": lambda: LSHSelfAttention(10, 3, 4, num_hashes=4, num_buckets=4, chunk_length=64),
     "lsh-cross-bucket": lambda: LSHSelfAttention(10, 3, 4, num_hashes=4, num_buckets=32, chunk_length=64, cross_bucket=True),

@@ -8,6 +8,7 @@ from small_models import KINDS, config_of, tokens_of
 from torch import Tensor
 
 from reformer_lab.errors import UserError
+from reformer_lab.models.config import NUMERICS
 from reformer_lab.models.language_model import ReformerLM
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -77,17 +78,43 @@ def test_a_number_of_buckets_that_follows_the_length_is_that_of_the_longest_text
     torch.testing.assert_close(found, given(tokens).logits[0, 20:], rtol=0, atol=1e-12)
 
 
-def test_with_chunks_the_prompt_is_read_as_a_whole_and_the_rest_follows_the_text_so_far() -> None:
+@pytest.mark.parametrize("changes", [{}, NUMERICS["huggingface"], NUMERICS["trax_v2"]], ids=["paper", "huggingface", "trax_v2"])
+def test_with_chunks_the_prompt_is_read_as_a_whole_and_the_rest_follows_the_text_so_far(changes: dict[str, Any]) -> None:
     """Nothing mixes positions after the one LSH layer, so each step equals the whole forward pass over the text so far."""
-    config = config_of(attention=("local", "lsh"), num_layers=2, num_buckets=2, num_hashes=3, coverage="chunk")
+    config = config_of(attention=("local", "lsh"), num_layers=2, num_buckets=2, num_hashes=3, coverage="chunk", **changes)
+    assert config.continues_exactly()
     model, tokens = ReformerLM(config).double().eval(), tokens_of(2, 40)
     found = continued(model, tokens, [5, 9], 30)
     for row, length in enumerate([5, 9]):
         for step in range(30):
-            whole = model(tokens[row : row + 1, : length + step + 1]).logits[0, -1]
+            whole = model(tokens[row : row + 1, : length + step + (config.shift == "inputs")]).logits[0, -1]
             torch.testing.assert_close(found[row][step], whole, rtol=0, atol=1e-12)
     # ... which the forward pass over the whole text does not: there later tokens move the chunks.
-    assert (found[0] - model(tokens).logits[0, 5:35]).abs().max() > 1e-3
+    first = 5 - (config.shift == "targets")
+    assert (found[0] - model(tokens).logits[0, first : first + 30]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("changes", "exact"),
+    [
+        ({"attention": ("full", "local")}, True), ({"coverage": "bucket"}, True), ({"coverage": "chunk"}, False),
+        ({"coverage": "bucket", "num_buckets": None}, False), ({"attention": ("full",), "num_buckets": None}, True),
+        ({"attention": ("local", "full", "lsh"), **NUMERICS["huggingface"]}, True),
+        ({"attention": ("local", "lsh", "local"), **NUMERICS["huggingface"]}, False),
+        ({"attention": ("local",), **NUMERICS["huggingface"]}, True),
+        ({"attention": ("local",), "local_chunks_before": 2}, True),
+        ({"attention": ("local",), "local_chunks_before": 2, **NUMERICS["huggingface"]}, False),
+        ({"attention": ("local",), "local_chunks_after": 1, **NUMERICS["huggingface"]}, False),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_which_models_continue_exactly(changes: dict[str, Any], exact: bool) -> None:
+    """Held against the whole forward pass, at lengths where windows reach around the corner too."""
+    model, tokens = ReformerLM(config_of(**{"attention": ("lsh",)} | changes)).double().eval(), tokens_of(1, 40)
+    assert model.config.continues_exactly() == exact
+    found = continued(model, tokens, [3], 30)[0]
+    so_far = torch.stack([model(tokens[:, : 3 + n + (model.config.shift == "inputs")]).logits[0, -1] for n in range(30)])
+    assert bool((found - so_far).abs().max() < 1e-9) == exact
 
 
 @pytest.mark.parametrize("rounds", [1, 8])

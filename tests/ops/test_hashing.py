@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from reformer_lab.errors import UserError
 from reformer_lab.ops import default_num_buckets, draw_rotations, hash_vectors
+from reformer_lab.ops.hashing import hash_few
 from reformer_lab.ops.lsh_attention import lsh_attention
 from reformer_lab.ops.lsh_attention.chunked import _Layout
 from reformer_lab.ops.lsh_attention.options import LSHOptions
@@ -29,6 +30,15 @@ def test_digits_are_the_argmax_of_both_signs_with_the_first_factor_least_signifi
         assert found[b, h, r, i] == bucket
     assert found.max() < torch.tensor(factors).prod()
     assert found.dtype == torch.int64
+
+
+@pytest.mark.parametrize("factors", [(2,), (8,), (4, 6), (2, 2, 10)], ids=str)
+@pytest.mark.parametrize("shared", [(2, 3), (1, 1)], ids=str)
+def test_all_rounds_at_once(shared: tuple[int, int], factors: tuple[int, ...]) -> None:
+    x, rotations = vectors(2, 3, 20, 5, seed=1), vectors(*shared, 5, 4, sum(factors) // 2, seed=2)
+    assert torch.equal(hash_few(x, rotations, factors), hash_vectors(x, rotations, factors))
+    with pytest.raises(UserError, match="do not fit"):
+        hash_few(x[..., :4], rotations, factors)
 
 
 def test_the_first_index_wins_a_tie() -> None:

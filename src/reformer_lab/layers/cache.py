@@ -11,10 +11,12 @@ position of its own. A step gives what the layer would give to the last position
 With coverage "chunk" the paper's window is one of sorted places, so it depends on all tokens. Here it is that of the text so
 far, which needs no sorting: the new token is the last member of its bucket, the counts say at which place it stands, and so
 how far back in the bucket its chunk, and those before it, reach. What converted models see around the corner (wrap_around) is
-left out.
+that of the text so far, too: the last chunks of another round, or the last ones of a text shorter than the window.
 """
 
 import math
+from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -24,7 +26,7 @@ from torch.nn import functional
 from reformer_lab.errors import UserError
 from reformer_lab.layers.attention import FullSelfAttention, LocalSelfAttention, LSHSelfAttention
 from reformer_lab.ops.bucket_lists import BucketLists
-from reformer_lab.ops.hashing import bucket_factors
+from reformer_lab.ops.hashing import bucket_factors, hash_few
 from reformer_lab.ops.random import Draws
 from reformer_lab.ops.softmax import accumulation_dtype, masked_attention, unit_length
 
@@ -150,7 +152,10 @@ class LocalCache(AttentionCache):
     def __init__(self, layer: LocalSelfAttention, max_length: int):
         self.layer = layer
         self.chunk_length, self.chunks_before = layer.window["chunk_length"], layer.window["chunks_before"]
+        self.chunks_after = layer.window["chunks_after"] if layer.wrap_around else 0  # else there is nothing behind
         self.size = min((self.chunks_before + 1) * self.chunk_length, max_length)
+        if self.chunks_after:  # around the corner the text begins again: all of it is kept
+            self.size = max_length
 
     def reorder(self, rows: Tensor) -> None:
         """Keep the examples `rows`, in this order."""
@@ -158,21 +163,35 @@ class LocalCache(AttentionCache):
         self._values.reorder(rows)
 
     def _start(self, *projected: Tensor, lengths: Tensor) -> Tensor:
-        q, k, v = projected
+        _, k, v = projected
         held = self._held(lengths - 1).clamp(min=0)[:, None].expand(-1, k.shape[1], -1)
         self._keys, self._values = (Rows(Rows(x, x.shape[2]).fetch(held), self.size) for x in (k, v))
-        return self.layer.mix(q, k, v, key_padding_mask=None, draws=Draws(0, fixed=True))
+        if self.layer.wrap_around:
+            return _each_length(lambda rows, length: self._mixed(*(x[rows, :, :length] for x in projected)), lengths, v)
+        return self._mixed(*projected)
+
+    def _mixed(self, *projected: Tensor) -> Tensor:
+        return self.layer.mix(*projected, key_padding_mask=None, draws=Draws(0, fixed=True))
 
     def _step(self, *projected: Tensor, position: Tensor, longest: int) -> Tensor:
         q, k, v = projected
         place = position % self.size
         self._keys.write(k, place, self.size)
         self._values.write(v, place, self.size)
-        window_start = (position // self.chunk_length - self.chunks_before).clamp(min=0) * self.chunk_length
-        visible = self._held(position) >= window_start[:, None]
+        mask = self._mask(position, q.dtype)[:, None, None]
         return functional.scaled_dot_product_attention(
-            q, self._keys.first(self.size), self._values.first(self.size), attn_mask=visible[:, None, None]
+            q, self._keys.first(self.size), self._values.first(self.size), attn_mask=mask
         )
+
+    def _mask(self, position: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return which places (B, size) count, or what is added to their logits where some may count several times."""
+        held, chunk = self._held(position), (position // self.chunk_length)[:, None]
+        back = chunk - held // self.chunk_length
+        if not self.layer.wrap_around:
+            return (held >= 0) & (back <= self.chunks_before)
+        # The offsets from -before to after that lead to a place's chunk, on a circle of chunk + 1 of them.
+        times = (self.chunks_after + back) // (chunk + 1) - (back - self.chunks_before - 1) // (chunk + 1)
+        return times.masked_fill(held < 0, 0).to(dtype).log()
 
     def _held(self, last: Tensor) -> Tensor:
         """Return which position (B, size) each place holds once `last` (B,) is written; negative: none yet."""
@@ -181,7 +200,11 @@ class LocalCache(AttentionCache):
 
 
 class LSHCache(AttentionCache):
-    """LSH attention: vectors and values of every position, and which positions stand in which bucket."""
+    """LSH attention: vectors and values of every position, and which positions stand in which bucket.
+
+    A key and its value lie side by side, as a step fetches both or neither, from places all over the memory. Keys are kept at
+    unit length, unless that would need a wider type than they came in.
+    """
 
     def __init__(self, layer: LSHSelfAttention, rotations: Tensor, max_length: int):
         self.layer, self.rotations, self.max_length = layer, rotations, max_length
@@ -189,8 +212,7 @@ class LSHCache(AttentionCache):
 
     def reorder(self, rows: Tensor) -> None:
         """Keep the examples `rows`, in this order."""
-        self._vectors.reorder(rows)
-        self._values.reorder(rows)
+        self._rows.reorder(rows)
         self._lists.reorder(rows)
 
     def _start(self, *projected: Tensor, lengths: Tensor) -> Tensor:
@@ -198,48 +220,66 @@ class LSHCache(AttentionCache):
         padding = torch.arange(qk.shape[2], device=qk.device) >= lengths[:, None]
         self.rotations = self.rotations.to(qk.device)
         buckets = self.layer.hash(qk, self.rotations, self.num_buckets)
-        self._vectors, self._values = Rows(qk, self.max_length), Rows(v, self.max_length)
+        self._rows = Rows(self._row(qk, v), self.max_length)
         self._lists = BucketLists(buckets, lengths, math.prod(bucket_factors(self.num_buckets)))
+        if self.layer.options["wrap_rounds"]:
+            return _each_length(
+                lambda rows, length: self.layer.attend(
+                    qk[rows, :, :length], v[rows, :, :length], buckets[rows, ..., :length], self.num_buckets, None
+                ), lengths, v,
+            )  # fmt: skip
         return self.layer.attend(qk, v, buckets, self.num_buckets, padding if padding.any() else None)
 
     def _step(self, *projected: Tensor, position: Tensor, longest: int) -> Tensor:
         qk, v = projected
-        bucket_BHR1 = self.layer.hash(qk, self.rotations, self.num_buckets)
+        bucket_BHR1 = hash_few(qk, self.rotations, self.num_buckets)
         keys_BHN, visible_BHN = self._keys(bucket_BHR1, position, longest)
         self._lists.append(bucket_BHR1, position)
-        self._vectors.write(qk, position, longest)
-        self._values.write(v, position, longest)
+        self._rows.write(self._row(qk, v), position, longest)
         dtype = accumulation_dtype(qk.dtype)
+        k, values = self._rows.fetch(keys_BHN).to(dtype).split([qk.shape[-1], v.shape[-1]], dim=-1)
         with torch.autocast(qk.device.type, enabled=False):
-            scale = 1.0 if self.layer.options["key_scale"] == "unit" else self.layer.d_head**-0.5
-            k = unit_length(self._vectors.fetch(keys_BHN).to(dtype), self.layer.options["key_epsilon"]) * scale
-            logits = qk.to(dtype) @ k.transpose(-1, -2)
-            values = self._values.fetch(keys_BHN).to(dtype)
+            logits = qk.to(dtype) @ (k if qk.dtype == dtype else self._unit(k)).transpose(-1, -2)
             output, _ = masked_attention(logits, values, visible_BHN[:, :, None])
             # Itself, where it sees nothing else in any round.
             return torch.where(visible_BHN.any(-1)[..., None, None], output, v.to(dtype)).to(v.dtype)
 
+    def _row(self, qk: Tensor, v: Tensor) -> Tensor:
+        """Return what is kept (B, H, L, 2 D) of vectors and values."""
+        return torch.cat([self._unit(qk) if qk.dtype == accumulation_dtype(qk.dtype) else qk, v], dim=-1)
+
+    def _unit(self, k: Tensor) -> Tensor:
+        scale = 1.0 if self.layer.options["key_scale"] == "unit" else self.layer.d_head**-0.5
+        return unit_length(k, self.layer.options["key_epsilon"]) * scale
+
     def _keys(self, bucket_BHR1: Tensor, position: Tensor, longest: int) -> tuple[Tensor, Tensor]:
-        """Return the positions (B, H, N) that a new token of these buckets sees, in order, and which of them count."""
-        buckets, ranks, there = self._window(bucket_BHR1, position)
-        at = self._lists.positions(buckets.masked_fill(~there, 0), ranks.masked_fill(~there, 0))
+        """Return the positions (B, H, N) that a new token of these buckets sees, and which of them count."""
+        rank = self._lists.counts.gather(-1, bucket_BHR1)
+        if self.layer.options["wrap_rounds"]:
+            rounds, buckets, ranks, there = self._around(bucket_BHR1, rank, position)
+        else:
+            rounds, (buckets, ranks, there) = None, self._window(bucket_BHR1, rank, position)
+        at = self._lists.positions(buckets.masked_fill(~there, 0), ranks.masked_fill(~there, 0), rounds)
+        if not self.layer.options["correct_duplicates"]:
+            return at.flatten(-2), there.flatten(-2)
         at, _ = at.masked_fill(~there, longest).flatten(-2).sort(-1)
         if at.device.type == "cpu":  # elsewhere asking would wait for the device
             at = at[..., : max(1, int((at < longest).sum(-1).max()))]
         visible = at < longest
-        if self.layer.options["correct_duplicates"]:
-            visible[..., 1:] &= at[..., 1:] != at[..., :-1]
+        visible[..., 1:] &= at[..., 1:] != at[..., :-1]
         return at.masked_fill(~visible, 0), visible
 
-    def _window(self, bucket_BHR1: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _place(self, bucket_BHR1: Tensor, rank: Tensor) -> Tensor:
+        """Return the place (B, H, R, 1) of a new token among the sorted ones of the text so far, itself included."""
+        bucket = torch.arange(self._lists.counts.shape[-1], device=rank.device)
+        return self._lists.counts.masked_fill(bucket >= bucket_BHR1, 0).sum(-1, keepdim=True) + rank
+
+    def _window(self, bucket_BHR1: Tensor, rank: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return bucket and rank (B, H, R, K) of whom each round shows a new token, and which of these there are."""
         options, counts = self.layer.options, self._lists.counts
-        rank = counts.gather(-1, bucket_BHR1)
         if options["coverage"] == "bucket":
             return self._back(bucket_BHR1, rank, rank, most=max(1, int(rank.max())))
-        bucket = torch.arange(counts.shape[-1], device=counts.device)
-        # Its place among the sorted tokens of the text so far, itself included, and where the window begins.
-        place = counts.masked_fill(bucket >= bucket_BHR1, 0).sum(-1, keepdim=True) + rank
+        place = self._place(bucket_BHR1, rank)
         chunk_length, before, after = self.layer.chunk_length, options["chunks_before"], options["chunks_after"]
         chunk = place // chunk_length
         window_start = (chunk - before).clamp(min=0) * chunk_length
@@ -258,11 +298,47 @@ class LSHCache(AttentionCache):
         buckets = torch.searchsorted(totals, places, right=True).masked_fill(~there, 0)
         return buckets, places - (totals - counts).gather(-1, buckets), there
 
+    def _around(self, bucket_BHR1: Tensor, rank: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return round, bucket and rank (B, H, R, K) of whom the windows on the circle of all rounds' chunks show, and which of
+        these there are. A window wider than the circle shows some several times."""
+        place_BHR1, counts = self._place(bucket_BHR1, rank), self._lists.counts
+        rounds, chunk_length, before = place_BHR1.shape[2], self.layer.chunk_length, self.layer.options["chunks_before"]
+        tokens = position.view(-1, 1, 1, 1)  # in the lists, which do not hold the new one yet
+        chunks = tokens // chunk_length + 1
+        first_chunk = torch.arange(rounds, device=tokens.device)[:, None] * chunks
+        offsets = torch.arange(-before, self.layer.options["chunks_after"] + 1, device=tokens.device)
+        seen = (first_chunk + place_BHR1 // chunk_length + offsets) % (rounds * chunks)
+        within = torch.arange(chunk_length, device=tokens.device)
+        places = ((seen % chunks)[..., None] * chunk_length + within).flatten(-2)
+        which = (seen // chunks)[..., None].expand(*seen.shape, chunk_length).flatten(-2)
+        own = place_BHR1.squeeze(-1)[:, :, None].expand(-1, -1, rounds, -1).gather(-1, which)
+        there = (places <= tokens) & (places != own)
+        # All rounds' buckets, one after the other: each round holds `tokens` of them.
+        among_all = which * tokens + places - (places > own).long()
+        flat_counts = counts.flatten(2)[:, :, None]
+        totals = flat_counts.cumsum(-1).expand(-1, -1, rounds, -1).contiguous()
+        bucket = torch.searchsorted(totals, among_all, right=True).masked_fill(~there, 0)
+        ranks = among_all - (totals - flat_counts).gather(-1, bucket)
+        which = which.masked_fill(~there, 0)
+        return which, bucket - which * counts.shape[-1], ranks, there
+
     @staticmethod
     def _back(bucket: Tensor, rank: Tensor, seen: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return the latest `most` members of one bucket, of which `seen` are there."""
         back = torch.arange(most, device=bucket.device)
         return bucket.expand(*bucket.shape[:-1], most), rank - 1 - back, back < seen
+
+
+def _each_length(attend: Callable[[Tensor, int], Tensor], lengths: Tensor, like: Tensor) -> Tensor:
+    """Return the attention of texts whose windows reach around the corner, where the longest one's padding must not be.
+
+    attend(rows, length): of some examples' first positions. The result is of the shape (B, H, L, D) of `like`.
+    """
+    output = torch.zeros_like(like)
+    for length in lengths.unique().tolist():
+        rows = (lengths == length).nonzero().squeeze(1)
+        output[rows, :, :length] = attend(rows, length).to(output.dtype)
+    return output
 
 
 class DecodingCache:
@@ -274,6 +350,11 @@ class DecodingCache:
         """(B,) int64: tokens of each text so far."""
         self.longest = longest
         """The largest of the lengths, on the host."""
+
+    def copy(self) -> "DecodingCache":
+        """Return a cache that goes on by itself, over the same layers."""
+        memo = {id(cache.layer): cache.layer for cache in self.layers}
+        return deepcopy(self, memo)
 
     def reorder(self, rows: Tensor) -> None:
         """Keep the texts `rows` (int64), in this order: beams that go on, or what is left when some texts have ended."""

@@ -222,6 +222,19 @@ class ReformerConfig:
         """Return the kind of attention of each layer."""
         return tuple(self.attention[i % len(self.attention)] for i in range(self.num_layers))
 
+    def continues_exactly(self) -> bool:
+        """Say whether `ReformerLM.step` gives what `forward` gives to the last token of the text so far, to rounding.
+
+        Not where a later token changes what an earlier one sees and another layer has used that already: below the last layer,
+        LSH attention by chunks, and local attention that counts keys around the corner. Nor where the number of buckets follows
+        the length.
+        """
+        kinds = self.layer_kinds()
+        moving = {"lsh"} if self.coverage == "chunk" else set()
+        if self.wrap_around and self.local_chunks_before + self.local_chunks_after > 1:
+            moving.add("local")
+        return moving.isdisjoint(kinds[:-1]) and not ("lsh" in kinds and self.num_buckets is None)
+
     def replace(self, **changes: Any) -> "ReformerConfig":
         """Return a copy with some fields changed, checked again."""
         return replace(self, **changes)

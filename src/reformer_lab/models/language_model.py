@@ -154,6 +154,18 @@ class ReformerLM(nn.Module):
         Raises:
             UserError: names a shape, length or token that does not fit, a model in training mode or one that is not causal.
         """
+        x, cache = self._start(tokens, lengths)
+        last = x[torch.arange(len(x), device=x.device), cache.lengths - 1 + self._lead]
+        return self.logits(self.norm(last)), cache
+
+    @torch.no_grad()
+    def read(self, tokens: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, DecodingCache]:
+        """Do what `start` does, and return the logits (B, L, V) of what follows each token."""
+        x, cache = self._start(tokens, lengths)
+        return self.logits(self.norm(x[:, self._lead :])), cache
+
+    def _start(self, tokens: Tensor, lengths: Tensor | None) -> tuple[Tensor, DecodingCache]:
+        """Return the streams (B, lead + L, streams * d_model) of texts, and the cache."""
         batch, length = tokens.shape if tokens.dim() == 2 else (0, 0)
         if not self.config.causal:
             raise UserError("causal=False: a bidirectional model cannot continue a text; train one with causal=True")
@@ -177,10 +189,8 @@ class ReformerLM(nn.Module):
         x = self.embedding(inputs)
         if self.positions is not None:
             x = x + self.positions(inputs.shape[1]).to(x.device, x.dtype)
-        lead = lengths + self._lead
-        x, caches = self.stack.start(x, lead, self.config.max_length)
-        last = x[torch.arange(batch, device=x.device), lead - 1]
-        return self.logits(self.norm(last)), DecodingCache(caches, lengths, length)
+        x, caches = self.stack.start(x, lengths + self._lead, self.config.max_length)
+        return x, DecodingCache(caches, lengths, length)
 
     @torch.no_grad()
     def step(self, tokens: Tensor, cache: DecodingCache) -> Tensor:

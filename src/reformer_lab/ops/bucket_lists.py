@@ -58,10 +58,19 @@ class BucketLists:
         self.counts.scatter_add_(-1, bucket_BHR1, torch.ones_like(bucket_BHR1))
         self._next_page += opens
 
-    def positions(self, buckets_BHRK: Tensor, ranks_BHRK: Tensor) -> Tensor:
-        """Return the positions (B, H, R, K), int64, of members that are there. Rank 0 of bucket 0 may be asked for always."""
-        page = self._table.gather(-1, buckets_BHRK * self._width + ranks_BHRK // PAGE).long()
-        return self._members.gather(-1, page * PAGE + ranks_BHRK % PAGE).long()
+    def positions(self, buckets_BHRK: Tensor, ranks_BHRK: Tensor, rounds_BHRK: Tensor | None = None) -> Tensor:
+        """Return the positions (B, H, R, K), int32, of members that are there. Rank 0 of bucket 0 may be asked for always.
+
+        `rounds_BHRK`: whose buckets are meant. None: a row's own round's.
+        """
+        table, members = self._table, self._members
+        entry, place = buckets_BHRK * self._width + ranks_BHRK // PAGE, ranks_BHRK % PAGE
+        if rounds_BHRK is not None:
+            entry = entry + rounds_BHRK * table.shape[-1]
+            place = place + rounds_BHRK * members.shape[-1]
+            table, members = (x.flatten(2)[:, :, None].expand(-1, -1, entry.shape[2], -1) for x in (table, members))
+        page = table.gather(-1, entry).long()
+        return members.gather(-1, page * PAGE + place)
 
     def reorder(self, rows: Tensor) -> None:
         """Keep the examples `rows` (int64), in this order; one may be there several times."""

@@ -91,6 +91,21 @@ def hash_vectors(x: Tensor, rotations: Tensor, num_buckets: int | Sequence[int])
     return torch.stack(rounds, dim=2)
 
 
+def hash_few(x: Tensor, rotations: Tensor, num_buckets: int | Sequence[int]) -> Tensor:
+    """Return what `hash_vectors` does, with all rounds at once: for few vectors, where each call of torch counts."""
+    factors = bucket_factors(num_buckets)
+    check_rotations(x, rotations, factors)
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    rotations = rotations.detach().to(x.device, dtype)
+    with torch.autocast(x.device.type, enabled=False):
+        projected_BHLRF = (x.detach().to(dtype) @ rotations.flatten(3)).unflatten(-1, rotations.shape[3:])
+        digits = [_argmax_of_both_signs(part) for part in projected_BHLRF.split([factor // 2 for factor in factors], dim=-1)]
+    bucket, radix = digits[0], factors[0]
+    for digit, factor in zip(digits[1:], factors[1:], strict=True):
+        bucket, radix = bucket + radix * digit, radix * factor
+    return bucket.transpose(2, 3)
+
+
 def _argmax_of_both_signs(x: Tensor) -> Tensor:
     """Return argmax([x ; -x]) over the last dimension without writing the concatenation."""
     high, high_at = x.max(-1)
