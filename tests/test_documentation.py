@@ -49,6 +49,17 @@ def test_fields_in_migrating_exist() -> None:
         eval(f"ReformerConfig({field}, {extra.get(name, '')})", {"ReformerConfig": ReformerConfig})
 
 
+def test_tests_that_reliability_names_exist() -> None:
+    """Every row of its tables names tests, and each of them is there."""
+    rows = re.findall(r"^\| (?!fault)[^-].*\|$", PAGES["reliability.md"], re.M)
+    assert len(rows) > 25
+    for row in rows:
+        named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", row.split(" | ")[-1])
+        assert named, row
+        for path, function in named:
+            assert re.search(rf"^def {function}\(", (ROOT / path).read_text(encoding="utf-8"), re.M), f"{path}::{function}"
+
+
 @pytest.mark.parametrize("page", ["README.md", "benchmarks.md", "gpu.md", "migrating.md"])
 def test_commands_in_the_pages_exist(page: str) -> None:
     commands = [shlex.split(line, comments=True) for line in re.findall(r"^    (reformer-lab .*)$", PAGES[page], re.M)]

@@ -10,13 +10,12 @@ from reformer_lab.benchmarks import measure
 from reformer_lab.benchmarks.measure import (
     PeakMemory,
     Timing,
-    is_out_of_memory,
     percentile,
     resolve_device,
     time_repeats,
     write_csv,
 )
-from reformer_lab.errors import UserError
+from reformer_lab.errors import UserError, is_out_of_memory
 
 CPU = torch.device("cpu")
 

@@ -1,5 +1,6 @@
 """The engine with stand-in workers: what runs beside what, what is run again, what an interrupt leaves."""
 
+import errno
 import io
 import json
 import os
@@ -19,7 +20,7 @@ from reformer_lab.data.config import DuplicationConfig
 from reformer_lab.errors import UserError
 from reformer_lab.experiments.claim import Arm, Experiment, MeasurementConfig
 from reformer_lab.models.presets import get_preset
-from reformer_lab.reporting.records import read_results, read_suite
+from reformer_lab.reporting.records import Suite, read_results, read_suite
 from reformer_lab.reporting.section import Section
 from reformer_lab.runner import engine, process
 from reformer_lab.runner.display import Display
@@ -223,6 +224,53 @@ def test_a_measurement_that_had_all_the_time_comes_to_its_end(log: Path, tmp_pat
     assert outcome.left == ("invented hang",)
 
 
+def test_a_reader_that_leaves_stops_the_workers(log: Path, tmp_path: Path) -> None:
+    (tmp_path / "hang").touch()
+
+    class Left(io.StringIO):
+        def write(self, text: str) -> int:
+            if "seed 1: started" in self.getvalue() or "training 1: started" in text:
+                raise BrokenPipeError(errno.EPIPE, "closed")
+            return super().write(text)
+
+    wanted = plan(*(training(seed) for seed in range(3)))
+    with pytest.raises(BrokenPipeError):
+        run_suite(wanted, tmp_path / "suite", workers=2, display=Display(3, 0, Console(file=Left(), width=100)))
+    assert len(lines(log, "started")) == len(lines(log, "stopped"))
+    assert read_suite(tmp_path / "suite").seconds is not None
+    (tmp_path / "hang").unlink()
+    assert run(wanted, tmp_path / "suite").failed == {}
+
+
+@pytest.mark.parametrize("what", ["suite.json", "result"])
+def test_a_full_disk_is_named_and_costs_no_finished_run(
+    log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    wanted = plan(training(0), training(1))
+    with monkeypatch.context() as patch:
+        if what == "result":
+            patch.setattr(engine, "write_record", full)
+        else:
+            patch.setattr(Suite, "write", full)
+        with pytest.raises(UserError, match=r"cannot write .*suite: No space left on device; make room there and call again"):
+            run(wanted, tmp_path / "suite")
+    assert run(wanted, tmp_path / "suite").failed == {}
+    assert len(read_results(tmp_path / "suite")) == 2
+
+
+def test_what_a_killed_suite_had_begun_to_write_goes(log: Path, tmp_path: Path) -> None:
+    wanted = plan(training(0))
+    run(wanted, tmp_path / "suite")
+    leftovers = [tmp_path / "suite" / ".suite.json.tmp-7", tmp_path / "suite" / "results" / ".arm.jsonl.tmp-7"]
+    for path in leftovers:
+        path.touch()
+    run(wanted, tmp_path / "suite")
+    assert not any(path.exists() for path in leftovers)
+
+
 @pytest.mark.parametrize("gpu", [False, True])
 def test_how_many_trainings_run_at_once(gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
@@ -264,7 +312,8 @@ def test_a_folder_that_is_not_writable(log: Path, tmp_path: Path) -> None:
 
 def test_two_suites_in_one_folder(log: Path, tmp_path: Path) -> None:
     run(plan(training(0)), tmp_path / "suite")
-    with engine._only_one(tmp_path / "suite"), pytest.raises(UserError, match="another `reproduce` is running"):
+    named = f"in use by process {os.getpid()} on .* since .*: wait for it, or choose another --output"
+    with engine._only_one(tmp_path / "suite"), pytest.raises(UserError, match=named):
         run(plan(training(1)), tmp_path / "suite")
     run(plan(training(1)), tmp_path / "suite")
 

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,17 @@ import pytest
 
 from reformer_lab.data.config import DuplicationConfig
 from reformer_lab.errors import UserError
+from reformer_lab.experiments.claim import Arm, Experiment
 from reformer_lab.models.presets import get_preset
+from reformer_lab.reporting.records import read_results
+from reformer_lab.reporting.section import Section
+from reformer_lab.runner import worker
+from reformer_lab.runner.engine import run_suite
+from reformer_lab.runner.plan import make_plan
 from reformer_lab.runner.worker import run_job
 from reformer_lab.training.config import RunConfig
+from reformer_lab.training.locks import release_lock, take_lock
+from reformer_lab.training.run_folder import LOCK
 
 MODEL = get_preset("cpu_tiny").replace(vocab_size=128)
 
@@ -66,29 +75,67 @@ def test_an_unknown_measurement(tmp_path: Path) -> None:
 
 def test_the_reason_of_a_failure_comes_over_the_channel(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    worker = start(training_job(tmp_path / "file"), tmp_path)
-    assert worker.stdout is not None
-    assert "is a file" in json.loads(worker.stdout.read().splitlines()[-1])["error"]
-    assert worker.wait(timeout=60) == 1
+    process = start(training_job(tmp_path / "file"), tmp_path)
+    assert process.stdout is not None
+    assert "is a file" in json.loads(process.stdout.read().splitlines()[-1])["error"]
+    assert process.wait(timeout=60) == 1
+
+
+@pytest.mark.slow
+def test_out_of_memory_in_one_arm(tmp_path: Path) -> None:
+    """A real refusal of memory in a real worker: recorded as what it is, and the other arm comes to its end."""
+    greedy = RunConfig.from_dict({**run_config().to_dict(), "model": MODEL.replace(d_ff=2**45).to_dict()})
+    arms = (Arm(name="greedy", run=greedy), Arm(name="modest", run=run_config()))
+    experiment = Experiment(name="invented", title="invented", question="?", claims=(), criterion="none",
+                            arms=lambda scale: arms, judge=lambda results: (), show=lambda results: Section(),
+                            cuts=lambda scale: "all")
+    outcome = run_suite(make_plan([experiment], "smoke"), tmp_path, workers=1)
+    greedy_record, modest = (read_results(tmp_path)[arm.id] for arm in arms)
+    assert set(outcome.failed) == {"invented greedy"}
+    assert (greedy_record.header["status"], greedy_record.header["cause"]) == ("failed", "out of memory")
+    assert re.match(r"out of memory, [\d.]+ GB more were asked for; there is no checkpoint yet\. Less", greedy_record.error)
+    assert modest.finished
+    assert "cause" not in modest.header
+
+
+@pytest.mark.parametrize("leaves", [True, False])
+def test_the_worker_of_a_killed_suite_may_finish_its_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, leaves: bool
+) -> None:
+    run_job(training_job(tmp_path / "first"), lambda message: None)  # what is imported at the first time takes long enough
+    (tmp_path / "run").mkdir()
+    handle = take_lock(tmp_path / "run" / LOCK)
+    reports: list[Any] = []
+    if leaves:
+        threading.Timer(0.5, release_lock, (tmp_path / "run" / LOCK, handle)).start()
+        run_job(training_job(tmp_path / "run"), reports.append)
+        assert reports[-1]["progress"] == 3
+    else:
+        monkeypatch.setattr(worker, "HANDOVER_SECONDS", 0.2)
+        with pytest.raises(UserError, match=f"in use by process {os.getpid()}"):
+            run_job(training_job(tmp_path / "run"), reports.append)
+        release_lock(tmp_path / "run" / LOCK, handle)
 
 
 @pytest.mark.parametrize("how", ["terminated", "left alone"])
 def test_a_stopped_worker_leaves_a_checkpoint(tmp_path: Path, how: str) -> None:
     job = training_job(tmp_path / "run", steps=100_000)
-    worker = start(job, tmp_path)
-    assert worker.stdin is not None
-    assert worker.stdout is not None
-    while json.loads(worker.stdout.readline() or "{}").get("progress", 0) < 2:
-        assert worker.poll() is None
+    process = start(job, tmp_path)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    while json.loads(process.stdout.readline() or "{}").get("progress", 0) < 2:
+        assert process.poll() is None
     if how == "terminated":
-        worker.send_signal(signal.SIGTERM)
-    else:
-        worker.stdin.close()  # what a worker sees when the engine is killed
-    assert worker.wait(timeout=60) == 143
+        process.send_signal(signal.SIGTERM)
+    else:  # what a worker sees when the engine is killed
+        process.stdout.close()
+        process.stdin.close()
+    assert process.wait(timeout=60) == 143
     assert list((tmp_path / "run" / "checkpoints").iterdir())
-    worker.stdout.close()
-    assert worker.stderr is not None
-    worker.stderr.close()
+    process.stdout.close()
+    assert process.stderr is not None
+    assert process.stderr.read() == ""
+    process.stderr.close()
 
 
 @pytest.mark.slow

@@ -60,7 +60,9 @@ def test_damage_is_found_and_the_one_before_is_used(tmp_path: Path, name: str, h
     said: list[str] = []
     assert newest_checkpoint(tmp_path, said.append) == tmp_path / "1"
     assert len(said) == 1
-    assert str(tmp_path / "2") in said[0]
+    assert said[0].startswith(f"checkpoint {tmp_path / '2'} is damaged: ")
+    assert name in said[0] or name == "checksums.json"  # a wrong sum looks as a wrong file does
+    assert said[0].endswith("; the one before it, of step 1, is used")
 
 
 def test_all_damaged_is_an_error_and_none_is_none(tmp_path: Path) -> None:
@@ -68,8 +70,29 @@ def test_all_damaged_is_an_error_and_none_is_none(tmp_path: Path) -> None:
     save(tmp_path, 1, 2)
     for step in ("1", "2"):
         (tmp_path / step / "state.pt").write_bytes(b"")
-    with pytest.raises(UserError, match=r"no checkpoint in .* is whole"):
-        newest_checkpoint(tmp_path, print)
+    said: list[str] = []
+    with pytest.raises(UserError, match=r"no checkpoint in .* is whole .state\.pt does not have its checksum in 1.: restore"):
+        newest_checkpoint(tmp_path, said.append)
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "1", '"model.safetensors"', '{"model.safetensors": 1}'])
+def test_checksums_that_leave_files_out(tmp_path: Path, text: str) -> None:
+    save(tmp_path, 1, 2)
+    (tmp_path / "2" / "checksums.json").write_text(text)
+    assert newest_checkpoint(tmp_path, lambda said: None) == tmp_path / "1"
+
+
+def test_every_bit_counts(tmp_path: Path) -> None:
+    """One flipped bit at places spread over each file."""
+    save(tmp_path, 1, 2)
+    for name in ("model.safetensors", "state.pt"):
+        whole = (tmp_path / "2" / name).read_bytes()
+        for place in range(0, len(whole), len(whole) // 7):
+            (tmp_path / "2" / name).write_bytes(whole[:place] + bytes([whole[place] ^ 16]) + whole[place + 1 :])
+            assert module.damage(tmp_path / "2") == f"{name} does not have its checksum"
+        (tmp_path / "2" / name).write_bytes(whole)
+    assert module.damage(tmp_path / "2") is None
 
 
 def test_one_that_replaces_a_damaged_end(tmp_path: Path) -> None:

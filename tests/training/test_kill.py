@@ -1,18 +1,14 @@
 """SIGKILL at any instant: the next call goes on and ends with the bits of a run that nobody touched."""
 
 import json
-import random
 import signal
 import subprocess
 import sys
-import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
-import torch
-from tiny_runs import tiny_run, without_times
-
-from reformer_lab.models.language_model import ReformerLM
+from tiny_runs import assert_same_bits, tiny_run
 
 WORKER = """
 import json, sys
@@ -30,34 +26,21 @@ def start(folder: Path) -> subprocess.Popen:
 
 
 @pytest.mark.slow
-def test_sigkill_at_random_instants(tmp_path: Path) -> None:
-    whole = start(tmp_path / "whole")
-    assert whole.stdout is not None
-    assert whole.stdout.readline() == "start\n"
-    began = time.monotonic()
-    assert whole.wait(60) == 0, whole.stderr and whole.stderr.read()
-    length = time.monotonic() - began
-
-    draws = random.Random(0)
-    killed = 0
-    for _ in range(3):
-        process = start(tmp_path / "killed")
-        assert process.stdout is not None
-        process.stdout.readline()
-        time.sleep(draws.uniform(0, length / 2.5))
-        process.send_signal(signal.SIGKILL)
-        killed += process.wait(60) == -signal.SIGKILL
-    assert killed >= 2
-    last = start(tmp_path / "killed")
-    assert last.wait(60) == 0, last.stderr and last.stderr.read()
-
-    assert without_times(tmp_path / "whole") == without_times(tmp_path / "killed")
-    one, other = (ReformerLM.from_pretrained(tmp_path / name / "model").state_dict() for name in ("whole", "killed"))
-    assert all(torch.equal(value, other[name]) for name, value in one.items())
-    assert sorted(path.name for path in (tmp_path / "killed" / "checkpoints").iterdir()) == ["39", "40"]
+@pytest.mark.parametrize("task", ["duplication", "byte corpus"])
+def test_sigkill_at_twenty_instants(tmp_path: Path, task: str) -> None:
+    call = [sys.executable, str(Path(__file__).with_name("killing.py")), task, str(tmp_path)]
+    result = subprocess.run(call, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    outcome = json.loads(result.stdout)
+    assert Counter(phase for phase, code in outcome["killed"] if code == -signal.SIGKILL) == {
+        "step": 5, "checkpoint": 5, "evaluation": 4, "clock": 5, "model": 1}
+    assert min(outcome["sizes"][phase] for phase in ("step", "checkpoint", "evaluation", "model")) > 100  # instants
+    assert outcome["last"] == 0, result.stderr
+    assert_same_bits(tmp_path / "whole", tmp_path / "killed")
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [
+    (signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_the_first_signal_saves(tmp_path: Path, number: signal.Signals, code: int) -> None:
     process = start(tmp_path)
     assert process.stdout is not None

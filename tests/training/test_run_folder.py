@@ -2,6 +2,8 @@
 
 import json
 import os
+import platform
+import re
 import signal
 import subprocess
 import sys
@@ -17,8 +19,8 @@ from reformer_lab.training.run_folder import LOCK, RunFolder, differences, final
 HOLDER = """
 import sys, time
 from pathlib import Path
-from reformer_lab.training.run_folder import _take_lock
-_take_lock(Path(sys.argv[1]))
+from reformer_lab.training.locks import take_lock
+take_lock(Path(sys.argv[1]))
 print("held", flush=True)
 time.sleep(60)
 """
@@ -102,7 +104,7 @@ def test_an_unwritable_file_system_is_refused(tmp_path: Path, monkeypatch: pytes
     def refuse(*arguments: object) -> int:
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(run_folder, "_take_lock", refuse)
+    monkeypatch.setattr(run_folder, "take_lock", refuse)
     with pytest.raises(UserError, match=r"Read-only file system; choose another folder with --output"):
         RunFolder(tmp_path, tiny_run())
 
@@ -119,7 +121,9 @@ def test_two_processes_cannot_share_a_folder(tmp_path: Path) -> None:
     try:
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"held\n"
-        with pytest.raises(UserError, match=f"in use by process {holder.pid}"):
+        since = r"since \d{4}-\d\d-\d\d \d\d:\d\d:\d\d\S+: wait for it, or choose another --output"
+        named = f"in use by process {holder.pid} on {re.escape(platform.node())} {since}"
+        with pytest.raises(UserError, match=named):
             RunFolder(tmp_path, tiny_run())
         assert not (tmp_path / "config.json").exists()
     finally:
@@ -127,7 +131,7 @@ def test_two_processes_cannot_share_a_folder(tmp_path: Path) -> None:
         holder.wait(10)
     assert (tmp_path / LOCK).exists()  # the dead process could not remove it
     with RunFolder(tmp_path, tiny_run()):
-        assert (tmp_path / LOCK).read_text() == f"process {os.getpid()}\n"
+        assert (tmp_path / LOCK).read_text().startswith(f"process {os.getpid()} on ")
 
 
 def test_a_failed_start_gives_the_lock_back(tmp_path: Path) -> None:

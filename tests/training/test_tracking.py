@@ -3,6 +3,7 @@
 import getpass
 import json
 import platform
+import resource
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,20 @@ def test_goes_on_at_a_position(tmp_path: Path) -> None:
     log.append({"event": "train", "step": 3})
     log.close()
     assert [event["step"] for event in read_events(path)] == [1, 3]
+
+
+def test_a_refused_line_is_not_written_again_by_closing(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    log.append({"event": "train", "step": 0})
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"metrics\.jsonl: File too large; make room there and call again"):
+            log.append({"event": "train", "step": 1})
+        log.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [event["step"] for event in read_events(tmp_path / "metrics.jsonl")] == [0]
 
 
 def test_a_file_that_lost_its_end_is_refused(tmp_path: Path) -> None:

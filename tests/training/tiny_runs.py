@@ -1,10 +1,15 @@
 """Runs that take a second: the duplication task at length 16 and the smallest Reformer, dropout on."""
 
+import hashlib
+import io
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from reformer_lab.data.config import DuplicationConfig
 from reformer_lab.models.config import ReformerConfig
+from reformer_lab.training.checkpoint import STATE, WEIGHTS
 from reformer_lab.training.config import OptimizerConfig, RunConfig
 from reformer_lab.training.tracking import read_events
 
@@ -30,3 +35,25 @@ def without_times(folder: Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics, less what a clock or the machine's memory says."""
     return [{name: value for name, value in event.items() if name not in TIMES}
             for event in read_events(folder / "metrics.jsonl")]
+
+
+def assert_same_bits(one: Path, other: Path) -> None:
+    """Two run folders hold the same: files, lines of metrics, weights, optimiser states and counters, but for times."""
+    assert without_times(one) == without_times(other)
+    names = sorted(str(path.relative_to(one)) for path in one.rglob("*"))
+    assert names == sorted(str(path.relative_to(other)) for path in other.rglob("*"))
+    assert sum(name.endswith(WEIGHTS) for name in names) == 3  # the newest two checkpoints, and the model
+    for name in names:
+        if name.endswith(WEIGHTS):
+            assert (one / name).read_bytes() == (other / name).read_bytes(), name
+        elif name.endswith(STATE):
+            assert _state(one / name) == _state(other / name), name
+
+
+def _state(path: Path) -> tuple[str, dict[str, Any]]:
+    """What a checkpoint holds beside the weights, less times and places that depend on how long the times are written."""
+    state = torch.load(path, weights_only=True)
+    counters = {name: value for name, value in state["counters"].items() if name not in ("seconds", "metrics_position")}
+    with io.BytesIO() as file:
+        torch.save(state["optimizer"], file)
+        return hashlib.sha256(file.getvalue()).hexdigest(), counters

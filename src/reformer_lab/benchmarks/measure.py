@@ -89,13 +89,6 @@ def describe_device(device: torch.device) -> dict[str, object]:
     return {"device": device.type, "device_name": name, "threads": torch.get_num_threads()}
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch could not allocate: a value of a benchmark, not a failure of it."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-
-
 def time_call(call: Callable[[], object], device: torch.device) -> float:
     """Return the seconds of one call, waiting for the device before and after."""
     if device.type == "cuda":

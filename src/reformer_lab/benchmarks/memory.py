@@ -21,10 +21,10 @@ from reformer_lab.benchmarks.measure import (
     MALLOC_ENVIRONMENT,
     PeakMemory,
     describe_device,
-    is_out_of_memory,
     resolve_device,
 )
 from reformer_lab.benchmarks.steps import TrainingStep, point_spec
+from reformer_lab.errors import is_out_of_memory
 
 Progress = Callable[[int, int], None]
 

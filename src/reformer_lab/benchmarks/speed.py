@@ -7,8 +7,9 @@ length alike and not on one of them.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from reformer_lab.benchmarks.measure import Timing, describe_device, is_out_of_memory, resolve_device, time_call
+from reformer_lab.benchmarks.measure import Timing, describe_device, resolve_device, time_call
 from reformer_lab.benchmarks.steps import TrainingStep, point_spec
+from reformer_lab.errors import is_out_of_memory
 
 Progress = Callable[[int, int], None]
 

@@ -26,10 +26,10 @@ from reformer_lab.benchmarks.measure import (
     PeakMemory,
     describe_device,
     give_memory_back,
-    is_out_of_memory,
     process_peak,
     time_call,
 )
+from reformer_lab.errors import is_out_of_memory
 
 _TURN_SECONDS = 0.1
 """A short call is repeated for so long in each turn: the first one after a sleep finds cold caches and slow clocks."""

@@ -4,6 +4,7 @@ Imports nothing heavy: help answers at once, and a verb loads what it needs.
 """
 
 import difflib
+import errno
 import importlib
 import os
 import signal
@@ -44,13 +45,31 @@ examples:
   reformer-lab bench attention --lengths 1k,4k,16k
 
 Exit codes: 0 done, 1 a fault of the program, 2 something to mend in the call, 3 time over with more to do,
-130 Ctrl-C, 143 terminated. After Ctrl-C or a kill the same call goes on where it was.
+129 terminal closed, 130 Ctrl-C, 141 nobody reads the output, 143 terminated: after these, or a kill, the same call
+goes on where it was.
 """
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command line (without the program's name) and return its exit code."""
     arguments = sys.argv[1:] if argv is None else argv
+    on_a_terminal = sys.stdout.isatty()
+    try:
+        code = _answer(arguments)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        _forget_lost_outputs()
+        return 141
+    except OSError as error:
+        if error.errno != errno.EIO or not on_a_terminal or sys.stdout.isatty():
+            raise
+        _forget_lost_outputs()  # the terminal was closed
+        return 129
+
+
+def _answer(arguments: list[str]) -> int:
+    """Run one command line; say what a user can mend in a line or two."""
     try:
         return _dispatch(arguments)
     except UserError as error:
@@ -59,10 +78,15 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("reformer-lab: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        # The reader (head, less) has gone. Python would try to flush standard output once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+
+
+def _forget_lost_outputs() -> None:
+    """Give the outputs whose reader (head, less) has gone another end: Python flushes them once more when it exits."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -77,11 +101,14 @@ def _dispatch(arguments: list[str]) -> int:
         near = difflib.get_close_matches(verb, VERBS, n=1)
         remedy = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(VERBS)}"
         raise UserError(f"unknown command {verb!r}: {remedy}")
-    before = signal.signal(signal.SIGTERM, _terminate)
+    # A hang-up that is ignored (nohup) stays ignored.
+    numbers = [signal.SIGTERM] + [signal.SIGHUP] * (signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN)
+    before = {number: signal.signal(number, _terminate) for number in numbers}
     try:
         return importlib.import_module(f"reformer_lab.cli.{verb}").main(rest)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:

@@ -78,9 +78,9 @@ def main(argv: list[str]) -> int:
 
     with Display(config.steps, config.data.unit) as display:
         final = train(config, output, display)
-    own = final["evaluations"]["own"]
-    print(f"{config.final_split}, {own['targets']:,} {display.unit}s: {scores(own, display.unit)}")
-    print(f"next: reformer-lab evaluate {output} --split test")
+        own = final["evaluations"]["own"]
+        display.say(f"{config.final_split}, {own['targets']:,} {display.unit}s: {scores(own, display.unit)}")
+        display.say(f"next: reformer-lab evaluate {output} --split test")
     return 0
 
 

@@ -8,6 +8,7 @@ import torch
 from reformer_lab.data.config import BYTE_OFFSET, ByteCorpusConfig
 from reformer_lab.data.corpora import open_corpus, split_bounds, training_starts
 from reformer_lab.data.dataset import IGNORED, Batch, EpochOrder, check_request, eval_selection
+from reformer_lab.data.watched import WatchedBytes
 from reformer_lab.errors import UserError
 
 
@@ -30,7 +31,8 @@ class ByteCorpusDataset:
         self.bounds = split_bounds(self.corpus, config)
         self.stride, count = training_starts(self.bounds["train"][1], config)
         self._order = EpochOrder(count, seed)
-        self._bytes: np.ndarray = self.corpus.bytes()
+        self._watched = WatchedBytes(self.corpus)
+        self._bytes = self._watched.bytes
 
     @property
     def windows_per_epoch(self) -> int:
@@ -39,7 +41,9 @@ class ByteCorpusDataset:
 
     def _tokens(self, starts: np.ndarray) -> torch.Tensor:
         """Return the windows that begin at the given bytes: (count,) -> (count, length) int64."""
+        self._watched.check()  # before, as a mapped file that has become shorter cannot be read
         windows = np.stack([self._bytes[start : start + self.length] for start in starts])
+        self._watched.check()
         return torch.from_numpy(windows.astype(np.int64)) + BYTE_OFFSET
 
     def train_batch(self, index: int, batch_size: int) -> Batch:
@@ -58,6 +62,7 @@ class ByteCorpusDataset:
             yield self._eval_batch(first + numbers * self.length, end)
 
     def _eval_batch(self, starts: np.ndarray, end: int) -> Batch:
+        self._watched.check()
         if starts[-1] + self.length <= end:
             tokens = self._tokens(starts)
             return Batch(tokens, tokens)
@@ -65,6 +70,7 @@ class ByteCorpusDataset:
         if len(starts) > 1:
             tokens[:-1] = self._tokens(starts[:-1])
         rest = self._bytes[starts[-1] : end].astype(np.int64)
+        self._watched.check()
         tokens[-1, : len(rest)] = torch.from_numpy(rest) + BYTE_OFFSET
         padding = torch.zeros_like(tokens, dtype=torch.bool)
         padding[-1, len(rest) :] = True

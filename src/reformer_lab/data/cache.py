@@ -44,8 +44,12 @@ def sample_digest(path: Path) -> str:
 
 
 def file_signature(path: Path) -> str:
-    """Return what tells one state of a source file from another: size, time of change and `sample_digest`."""
-    return f"{path.stat().st_mtime_ns}-{sample_digest(path)}"
+    """Return what tells one state of a source file from another: times of change, size and `sample_digest`.
+
+    st_ctime is the system's own: no program can set it back, as `cp -p` and `touch` do with st_mtime.
+    """
+    state = path.stat()
+    return f"{state.st_mtime_ns}-{state.st_ctime_ns}-{sample_digest(path)}"
 
 
 def read_index(folder: Path, signature: str) -> dict[str, Any] | None:

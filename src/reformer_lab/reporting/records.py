@@ -5,6 +5,7 @@ loop or the benchmark wrote them. `<folder>/suite.json` holds the suite's scale,
 say what is missing. Both are written atomically. Free of torch.
 """
 
+import contextlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from reformer_lab.errors import UserError
+
+_TEMPORARY = ".tmp-"
 
 
 class MissingResult(LookupError):
@@ -221,12 +224,28 @@ def write_record(folder: Path, header: Mapping[str, Any], events: Iterable[Mappi
     return path
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a process that was killed had begun to write in the folder of a suite."""
+    for pattern in (f".*{_TEMPORARY}*", f"results/.*{_TEMPORARY}*"):
+        for leftover in folder.glob(pattern):
+            leftover.unlink()
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Write a text file so that a reader never sees half of it; folders are made as needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8", errors="replace") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    temporary = path.with_name(f".{path.name}{_TEMPORARY}{os.getpid()}")
+    try:
+        with temporary.open("w", encoding="utf-8", errors="replace") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the name, too, is on the disk
+    finally:
+        os.close(folder)

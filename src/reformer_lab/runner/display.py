@@ -9,6 +9,8 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from reformer_lab.terminal import Output
+
 
 class Running(Protocol):
     """What a display reads of a running arm."""
@@ -26,7 +28,9 @@ class Display:
 
     def __init__(self, total: int, finished: int, console: Console | None = None) -> None:
         """`total` arms, of which `finished` are there already."""
-        self._console = console or Console(file=sys.stderr)
+        self._output = Output(console.file if console else sys.stderr)
+        self._console = console or Console()
+        self._console.file = self._output.as_text()
         self._total, self._finished = total, finished
         self._bars: dict[str, TaskID] = {}
         self._last_line = time.monotonic()
@@ -47,8 +51,9 @@ class Display:
             self._progress.stop()
 
     def say(self, text: str) -> None:
-        """Print a line above the bars."""
+        """Print a line above the bars. Raises BrokenPipeError when a pipe's reader has left."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._output.check()
 
     def start(self, label: str) -> None:
         """An arm has started."""

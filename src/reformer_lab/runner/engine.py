@@ -9,7 +9,6 @@ A finished arm is never run again; a failed one is, at the next call.
 """
 
 import contextlib
-import fcntl
 import json
 import math
 import os
@@ -23,11 +22,14 @@ from typing import Any
 
 from reformer_lab.errors import UserError
 from reformer_lab.experiments.claim import Arm
-from reformer_lab.reporting.records import Suite, read_record, read_suite, write_record
+from reformer_lab.reporting.records import Suite, read_record, read_suite, remove_leftovers, write_record
 from reformer_lab.runner.display import Display
 from reformer_lab.runner.plan import Plan, on_one_gpu
 from reformer_lab.runner.process import WorkerProcess
+from reformer_lab.training.files import writing
+from reformer_lab.training.locks import release_lock, take_lock
 
+LOCK = ".lock"
 _POLL_SECONDS = 0.1
 _STOP_SECONDS = 60.0
 
@@ -63,7 +65,9 @@ def run_suite(plan: Plan, output: Path, *, workers: int | None = None, minutes: 
             command = f"{before.command}; {command}"  # it took both calls
         suite = Suite(scale=plan.scale, started=before.started if before else _now(), command=command, arms=arms,
                       environment=environment, seconds=None, corpus=plan.corpus)
-        suite.write(output)
+        with writing(output):
+            remove_leftovers(output)
+            suite.write(output)
         earlier = (before.seconds or 0.0) if before else 0.0
         start = time.monotonic()
         waiting = [arm for arm in plan.arms.values() if not is_finished(output, arm)]
@@ -79,7 +83,8 @@ def run_suite(plan: Plan, output: Path, *, workers: int | None = None, minutes: 
                 engine.run([arm for arm in plan.measurements if arm.id in todo], 1)
         finally:
             suite = replace(suite, seconds=earlier + time.monotonic() - start)
-            suite.write(output)
+            with writing(output):
+                suite.write(output)
         return SuiteOutcome(suite, engine.failed, tuple(engine.left))
 
 
@@ -184,7 +189,8 @@ class _Engine:
         job = {"kind": arm.kind, "config": arm.run.to_dict(), "output": str(self._output / "runs" / arm.id)}
         logs = self._output / "logs"
         threads = getattr(arm.run, "threads", None)
-        return WorkerProcess(job, logs / f"{arm.id}.json", logs / f"{arm.id}.log", threads)
+        with writing(logs):
+            return WorkerProcess(job, logs / f"{arm.id}.json", logs / f"{arm.id}.log", threads)
 
     def _finish(self, arm: Arm, label: str, process: WorkerProcess, code: int) -> None:
         run = self._output / "runs" / arm.id
@@ -199,18 +205,22 @@ class _Engine:
         else:
             error = process.failure(code)
             header |= {"status": "failed", "error": error}
+            if process.cause:
+                header["cause"] = process.cause
             self.failed[label] = error
             outcome = f"failed: {error}"
         if arm.kind == "measurement":  # a training keeps its own time, over all its starts
             header["seconds"] = process.seconds
-        write_record(self._output, header, _read_lines(run / "metrics.jsonl"))
+        with writing(self._output):
+            write_record(self._output, header, _read_lines(run / "metrics.jsonl"))
         self._display.end(label, outcome)
 
     def _stop(self, processes: list[WorkerProcess]) -> None:
         """Let the workers write their checkpoints; a second interrupt, or a minute, ends the wait."""
         if not processes:
             return
-        self._display.say(f"stopping {len(processes)} running arms; the same command goes on from here")
+        with contextlib.suppress(BrokenPipeError):
+            self._display.say(f"stopping {len(processes)} running arms; the same command goes on from here")
         deadline = time.monotonic() + _STOP_SECONDS
         for process in processes:
             process.stop()
@@ -227,12 +237,12 @@ class _Engine:
 @contextlib.contextmanager
 def _only_one(output: Path) -> Iterator[None]:
     """Keep a second suite out of the folder. The lock ends with the process, however it ends."""
-    with (output / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"another `reproduce` is running in {output}; wait for it, or choose another --output") from error
+    with writing(output):
+        handle = take_lock(output / LOCK)
+    try:
         yield
+    finally:
+        release_lock(output / LOCK, handle)
 
 
 def _environment() -> dict[str, Any]:

@@ -34,6 +34,8 @@ class WorkerProcess:
         """The worker's last word on how it goes."""
         self.error: str | None = None
         """Why it failed, in its own words."""
+        self.cause: str | None = None
+        """"out of memory", where it failed for that."""
         self._log_file = log_file
         self._start = time.monotonic()
         command = [*COMMAND, str(job_file)]
@@ -91,3 +93,4 @@ class WorkerProcess:
                 continue
             self.done, self.total = message.get("progress", self.done), message.get("total", self.total)
             self.text, self.error = message.get("text", self.text), message.get("error", self.error)
+            self.cause = message.get("cause", self.cause)

@@ -46,6 +46,7 @@ def save_checkpoint(folder: Path, model: Any, optimizer: torch.optim.Optimizer, 
             for leftover in folder.glob(f"{TEMPORARY}*"):  # of a process that was killed while it wrote
                 shutil.rmtree(leftover)
             temporary.mkdir(parents=True)
+            sync(folder.parent)
             model.save_pretrained(temporary)
             with (temporary / STATE).open("wb") as file:
                 torch.save({"optimizer": optimizer.state_dict(), "counters": counters}, file)
@@ -68,10 +69,13 @@ def damage(folder: Path) -> str | None:
     """Return what is wrong with a checkpoint, or None."""
     try:
         sums = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
+        for name in (WEIGHTS, STATE):
+            if name not in sums:
+                return f"{CHECKSUMS} does not name {name}"
         for name, expected in sums.items():
             if sha256(folder / name) != expected:
                 return f"{name} does not have its checksum"
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         return f"{CHECKSUMS} or a file it names cannot be read ({error})"
     return None
 
@@ -83,13 +87,17 @@ def newest_checkpoint(folder: Path, report: Callable[[str], None]) -> Path | Non
     nothing is the user's decision.
     """
     steps = steps_of(folder)
-    for step in reversed(steps):
-        wrong = damage(folder / str(step))
+    wrong = None
+    for place in reversed(range(len(steps))):
+        newest = folder / str(steps[place])
+        wrong = damage(newest)
         if wrong is None:
-            return folder / str(step)
-        report(f"checkpoint {folder / str(step)} is damaged: {wrong}; the one before it is used")
+            return newest
+        if place > 0:
+            report(f"checkpoint {newest} is damaged: {wrong}; the one before it, of step {steps[place - 1]}, is used")
     if steps:
-        raise UserError(f"no checkpoint in {folder} is whole: remove the run's folder to start again")
+        raise UserError(f"no checkpoint in {folder} is whole ({wrong} in {steps[0]}): "
+                        f"restore one, or remove {folder.parent} to start again")
     return None
 
 

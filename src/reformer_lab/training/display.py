@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from reformer_lab.data.config import BITS_UNITS
+from reformer_lab.terminal import Output
 from reformer_lab.training.tracking import Event
 
 PLAIN_SECONDS = 10.0
@@ -46,7 +47,8 @@ class Display:
     def __init__(self, steps: int, unit: str = "byte", stream: TextIO | None = None) -> None:
         """Show a run of `steps` steps on `stream` (None: standard output); a target of the data is one `unit`."""
         self.steps, self.unit = steps, unit
-        self.console = Console(file=stream or sys.stdout, highlight=False, soft_wrap=True)
+        self.output = Output(stream or sys.stdout)
+        self.console = Console(file=self.output.as_text(), highlight=False, soft_wrap=True)
         self.live = Live(console=self.console, refresh_per_second=4, transient=True) if self.console.is_terminal else None
         self.last_line = {"step": 0.0, "scoring": time.monotonic()}
 
@@ -61,7 +63,11 @@ class Display:
             self.live.stop()
 
     def __call__(self, event: Event) -> None:
-        """Show one event."""
+        """Show one event. Raises BrokenPipeError when a pipe's reader has left."""
+        self._show_event(event)
+        self.output.check()
+
+    def _show_event(self, event: Event) -> None:
         match event["event"]:
             case "start":
                 self.unit = event["unit"]

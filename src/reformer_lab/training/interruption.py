@@ -1,19 +1,19 @@
-"""Ctrl-C and `kill`: finish the step, save, leave."""
+"""Ctrl-C, `kill`, a closed terminal: finish the step, save, leave."""
 
 import signal
 import threading
 from types import FrameType, TracebackType
-from typing import Self
+from typing import NoReturn, Self
 
 
 class StopRequests:
-    """While this context is open, SIGINT and SIGTERM set a flag instead of ending the process.
+    """While this context is open, SIGINT, SIGTERM and SIGHUP set a flag instead of ending the process.
 
-    A second signal ends it at once, for whoever cannot wait for the step. Outside the main thread, where Python
-    delivers no signals, the context has no effect.
+    A second signal ends it at once, for whoever cannot wait for the step. A SIGHUP that is ignored (`nohup`) stays ignored.
+    Outside the main thread, where Python delivers no signals, the context has no effect.
     """
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
@@ -21,7 +21,9 @@ class StopRequests:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._receive) for number in self.SIGNALS}
+            for number in self.SIGNALS:
+                if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._receive)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
@@ -29,13 +31,21 @@ class StopRequests:
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
+    def reader_left(self) -> None:
+        """Stop as well when nobody reads the output any more."""
+        self.received = self.received or signal.SIGPIPE
+
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:
             self.leave()
         self.received = signal.Signals(number)
 
-    def leave(self) -> None:
-        """Raise what ends the process with the code of the signal: 130 for SIGINT, 143 for SIGTERM."""
-        if self.received is signal.SIGTERM:
-            raise SystemExit(143)
-        raise KeyboardInterrupt
+    def leave(self) -> NoReturn:
+        """Raise what ends the process with the code of the signal: 130 for SIGINT, 143 for SIGTERM, 129 for SIGHUP, 141 for
+        an output that nobody reads."""
+        assert self.received is not None
+        if self.received is signal.SIGINT:
+            raise KeyboardInterrupt
+        if self.received is signal.SIGPIPE:
+            raise BrokenPipeError("nobody reads the output any more")
+        raise SystemExit(128 + self.received)

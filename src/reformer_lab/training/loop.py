@@ -16,14 +16,15 @@ import torch
 from accelerate import Accelerator
 
 from reformer_lab.data.dataset import Batch, Dataset, open_dataset
-from reformer_lab.errors import UserError
+from reformer_lab.errors import OutOfMemory, UserError, is_out_of_memory, wanted_memory
 from reformer_lab.evaluation.evaluate import autocast, evaluate, split_sizes
 from reformer_lab.evaluation.metrics import IGNORED, Metrics
 from reformer_lab.models.language_model import ReformerLM
 from reformer_lab.seeds import derive_seed
-from reformer_lab.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from reformer_lab.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint, steps_of
 from reformer_lab.training.config import Evaluation, RunConfig
-from reformer_lab.training.files import TEMPORARY, sync_all, writing
+from reformer_lab.training.diagnosis import first_weight_not_finite, where_not_finite
+from reformer_lab.training.files import TEMPORARY, sync, sync_all, writing
 from reformer_lab.training.interruption import StopRequests
 from reformer_lab.training.optimizers import build_optimizer, learning_rate, set_learning_rate
 from reformer_lab.training.run_folder import RunFolder
@@ -51,10 +52,10 @@ class Pending:
     """A step whose numbers are still on the device."""
 
     step: int
+    batch: Batch
     numbers: torch.Tensor
     """The losses of the micro-batches, already weighted, and the gradient's norm."""
     rate: float
-    tokens: int
     began: float
 
 
@@ -80,8 +81,9 @@ def train(config: RunConfig, output: Path, progress: Progress | None = None, par
     """Train as `config` says in the folder `output` and return the "final" event. `parts`: another model or other data.
 
     A folder with an unfinished run of the same configuration: goes on where it was. A finished one: returns what is
-    recorded. SIGINT and SIGTERM: the step is finished and saved, then KeyboardInterrupt or SystemExit(143) is raised.
-    Raises `UserError` for what a user can mend; the last checkpoint is kept.
+    recorded. SIGINT, SIGTERM, SIGHUP: the step is finished and saved, then KeyboardInterrupt, SystemExit(143) or (129) is
+    raised. The same for a BrokenPipeError of `progress`, which is raised on. Raises `UserError` for what a user can mend;
+    the last checkpoint is kept.
     """
     report = progress or (lambda event: None)
     with cpu_threads(config.threads), RunFolder(output, config) as folder:
@@ -89,9 +91,22 @@ def train(config: RunConfig, output: Path, progress: Progress | None = None, par
         if final is not None:
             report({"event": "note", "text": f"{output} holds this run, finished: nothing to do"})
             return final
-        run = Run(config, folder, report, parts or Parts())
-        with run.stop, contextlib.closing(run.log):
-            return run.to_the_end()
+        try:
+            run = Run(config, folder, report, parts or Parts())
+            with run.stop, contextlib.closing(run.log):
+                return run.to_the_end()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise OutOfMemory(f"out of memory{wanted_memory(error)}; {kept(folder)}. Less is needed with a smaller "
+                              "--batch-size, more --accumulation, a shorter --length or a smaller model, in another --output"
+                              ) from error
+
+
+def kept(folder: RunFolder) -> str:
+    """Return which checkpoint a run that ends now leaves behind, as a phrase."""
+    steps = steps_of(folder.checkpoints)
+    return f"the checkpoint of step {steps[-1]} is kept" if steps else "there is no checkpoint yet"
 
 
 class Run:
@@ -121,10 +136,10 @@ class Run:
         self.settled = time.perf_counter()
         self.late = reads_late(self.accelerator.device)
         self.answered: tuple[object, Metrics] | None = None
-        report({"event": "start", "data": self.dataset.name, "unit": self.dataset.unit,
-                "splits": split_sizes(self.dataset),
-                "parameters": parameter_count(self.model), "device": self.accelerator.device.type,
-                "step": self.counters.step, "steps": config.steps, "output": str(folder.path)})
+        self.tell({"event": "start", "data": self.dataset.name, "unit": self.dataset.unit,
+                   "splits": split_sizes(self.dataset),
+                   "parameters": parameter_count(self.model), "device": self.accelerator.device.type,
+                   "step": self.counters.step, "steps": config.steps, "output": str(folder.path)})
 
     def to_the_end(self) -> Event:
         """Train, evaluate, save: the whole run."""
@@ -145,9 +160,11 @@ class Run:
         scores = {evaluation.name: self.score(evaluation, config.final_split).to_dict()
                   for evaluation in config.evaluations}
         self.save_model()
-        return self.record({"event": "final", "step": counters.step, "seconds": self.seconds(),
-                            "parameters": parameter_count(self.model), "evaluations": scores,
-                            "stopped_early": stopped_early})
+        final = self.record({"event": "final", "step": counters.step, "seconds": self.seconds(),
+                             "parameters": parameter_count(self.model), "evaluations": scores,
+                             "stopped_early": stopped_early})
+        self.log.sync()
+        return final
 
     def rests(self) -> bool:
         """Whether something other than a step comes next."""
@@ -162,8 +179,23 @@ class Run:
         rate = learning_rate(config.optimizer, step, config.steps)
         set_learning_rate(self.optimizer, rate)
         batch = self.dataset.train_batch(step - 1, config.batch_size)
+        losses = self.gradient(step, batch)
+        limit = math.inf if config.optimizer.clip_norm is None else config.optimizer.clip_norm
+        norm = self.accelerator.clip_grad_norm_(self.prepared.parameters(), limit)
+        self.settle()
+        self.pending = Pending(step, batch, torch.stack([*losses, norm]), rate, began)
+        if self.late:  # torch's fused Adam then leaves the weights as they are, as `settle` would have done
+            self.optimizer.found_inf = (~self.pending.numbers.isfinite().all()).float()  # type: ignore[attr-defined]
+        else:
+            self.settle()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        counters.step = step
+
+    def gradient(self, step: int, batch: Batch) -> list[torch.Tensor]:
+        """Add the gradient of a step to the parameters'; return the losses of the micro-batches, whose sum is the step's."""
+        config, losses = self.config, []
         counted = int((batch.targets != IGNORED).sum())
-        losses = []
         self.prepared.train()
         for piece, part in enumerate(cut(batch, config.accumulation)):
             # A mean over the step's targets, not a mean of the pieces' means: accumulation changes nothing.
@@ -171,15 +203,7 @@ class Run:
             part_loss = self.forward(part, derive_seed(config.seed, "step", step, piece)) * share
             self.accelerator.backward(part_loss)
             losses.append(part_loss.detach())
-        limit = math.inf if config.optimizer.clip_norm is None else config.optimizer.clip_norm
-        norm = self.accelerator.clip_grad_norm_(self.prepared.parameters(), limit)
-        self.settle()
-        self.pending = Pending(step, torch.stack([*losses, norm]), rate, batch.tokens.numel(), began)
-        if not self.late:
-            self.settle()
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        counters.step = step
+        return losses
 
     def settle(self) -> None:
         """Read the numbers of the step that is not settled yet, and report it."""
@@ -189,7 +213,8 @@ class Run:
         *losses, norm = pending.numbers.tolist()
         loss = math.fsum(losses)
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise UserError(f"step {pending.step}: the loss is {loss}, the gradient's norm {norm}; the last checkpoint is kept."
+            where = where_not_finite(self.model, lambda: sum(self.gradient(pending.step, pending.batch), torch.zeros(())))
+            raise UserError(f"step {pending.step}: the loss is {loss}, the gradient's norm {norm}; {kept(self.folder)}. {where}"
                             "\nTry a lower --optimizer.learning-rate, or --precision fp32, in another --output")
         counters.loss_sum, counters.loss_count = counters.loss_sum + loss, counters.loss_count + 1
         began, self.settled = max(pending.began, self.settled), time.perf_counter()
@@ -211,11 +236,12 @@ class Run:
         """Show the step; write a line of metrics when one is due."""
         counters, config = self.counters, self.config
         mean = counters.loss_sum / counters.loss_count
-        speed = pending.tokens * self.timed_steps / self.timed_seconds
+        tokens = pending.batch.tokens.numel()
+        speed = tokens * self.timed_steps / self.timed_seconds
         event = {"step": pending.step, "loss": mean, "bits": bits(mean), "tokens_per_second": speed,
                  "peak_memory_bytes": peak_memory_bytes(self.accelerator.device)}
-        left = (config.steps - pending.step) * pending.tokens / speed
-        self.report({"event": "step", **event, "seconds_left": left})
+        left = (config.steps - pending.step) * tokens / speed
+        self.tell({"event": "step", **event, "seconds_left": left})
         if pending.step % config.log_every == 0 or pending.step == config.steps:
             self.record({"event": "train", **event, "learning_rate": pending.rate, "grad_norm": norm,
                          "seconds": self.seconds()})
@@ -239,8 +265,7 @@ class Run:
         total = split_sizes(self.dataset, config.eval_limit).get(split)
 
         def show(so_far: Metrics) -> None:
-            self.report({"event": "scoring", "name": evaluation.name, "split": split, "total": total,
-                         **so_far.to_dict()})
+            self.tell({"event": "scoring", "name": evaluation.name, "split": split, "total": total, **so_far.to_dict()})
             self.leave_if_asked()
 
         model = self.model.with_config(**evaluation.model) if evaluation.model else self.model
@@ -253,29 +278,41 @@ class Run:
     def record(self, event: Event) -> Event:
         """Write an event down, show it and return it."""
         self.log.append(event)
-        self.report(event)
+        self.tell(event)
         return event
+
+    def tell(self, event: Event) -> None:
+        """Show an event. When nobody reads the output any more, the run ends as after a signal."""
+        try:
+            self.report(event)
+        except BrokenPipeError:
+            self.report = lambda event: None
+            self.stop.reader_left()
 
     def seconds(self) -> float:
         """Return the time that the run has taken, over all calls."""
         return time.perf_counter() - self.began
 
     def save(self) -> None:
-        """Write a checkpoint of this step, unless there is one."""
+        """Write a checkpoint of this step, unless there is one. Weights that are not finite never replace those that are."""
         if self.saved_step == self.counters.step:
             return
+        spoilt = first_weight_not_finite(self.model)
+        if spoilt is not None:
+            raise UserError(f"step {self.counters.step} left weights that are not finite, {spoilt} the first of them; "
+                            f"{kept(self.folder)}.\nTry a lower --optimizer.learning-rate in another --output")
         self.counters.seconds = self.seconds()
         self.log.sync()
         save_checkpoint(self.folder.checkpoints, self.model, self.optimizer, asdict(self.counters))
         self.saved_step = self.counters.step
 
     def leave_if_asked(self) -> None:
-        """After SIGINT or SIGTERM: save and end the process."""
+        """After SIGINT, SIGTERM, SIGHUP, or when nobody reads the output: save and end the process."""
         if self.stop.received is not None:
             self.settle()
             self.save()
-            self.report({"event": "note", "text": f"stopped at step {self.counters.step}, saved: "
-                                                  "the same call goes on from there"})
+            self.tell({"event": "note", "text": f"stopped at step {self.counters.step}, saved: "
+                                                "the same call goes on from there"})
             self.stop.leave()
 
     def save_model(self) -> None:
@@ -289,7 +326,7 @@ class Run:
             self.model.save_pretrained(temporary)
             sync_all(temporary)
             temporary.rename(target)
-            self.log.sync()
+            sync(target.parent)
 
 
 def reads_late(device: torch.device) -> bool:

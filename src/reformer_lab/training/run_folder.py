@@ -7,16 +7,17 @@
     model/                  the trained model, at the end
 """
 
-import fcntl
+import contextlib
 import json
-import os
+import shutil
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from reformer_lab.errors import UserError
 from reformer_lab.training.config import RunConfig
-from reformer_lab.training.files import TEMPORARY, write_json, writing
+from reformer_lab.training.files import TEMPORARY, sync, write_json, writing
+from reformer_lab.training.locks import release_lock, take_lock
 from reformer_lab.training.tracking import Event, environment, read_events
 
 LOCK = "run.lock"
@@ -42,10 +43,12 @@ class RunFolder:
             self._check_owner()
             self._made_here = not path.exists()
             path.mkdir(parents=True, exist_ok=True)
-            self._lock = _take_lock(path / LOCK)
+            sync(path.parent)
+            self._lock = take_lock(path / LOCK)
         try:
             self._check_owner()  # another process may have started a run between the check and the lock
             with writing(path):
+                self._remove_leftovers()
                 if not (path / "environment.json").exists():
                     write_json(path / "environment.json", environment())
         except BaseException:
@@ -61,12 +64,13 @@ class RunFolder:
 
     def close(self) -> None:
         """Let other processes in. A folder made for a run that never began goes again."""
-        if self._made_here and not (self.path / "config.json").exists():
-            (self.path / "environment.json").unlink(missing_ok=True)
-        (self.path / LOCK).unlink(missing_ok=True)
-        if self._made_here and not any(self.path.iterdir()):
-            self.path.rmdir()
-        os.close(self._lock)
+        with contextlib.suppress(OSError):  # a disk that has become read-only: what ended the run is the message
+            if self._made_here and not (self.path / "config.json").exists():
+                (self.path / "environment.json").unlink(missing_ok=True)
+        release_lock(self.path / LOCK, self._lock)
+        with contextlib.suppress(OSError):
+            if self._made_here and not any(self.path.iterdir()):
+                self.path.rmdir()
 
     def _check_owner(self) -> None:
         if not self.path.is_dir():
@@ -84,6 +88,14 @@ class RunFolder:
             raise UserError(f"{self.path} is not empty and holds no run ({foreign[0]}): "
                             "choose a new or an empty folder with --output")
 
+    def _remove_leftovers(self) -> None:
+        """Remove what a process that was killed had begun to write."""
+        for leftover in self.path.glob(f"{TEMPORARY}*"):
+            if leftover.is_dir():
+                shutil.rmtree(leftover)
+            else:
+                leftover.unlink()
+
     def claim(self, fingerprint: str) -> None:
         """Record the configuration and the data's fingerprint, or check that the recorded one is the same."""
         if (self.path / "config.json").exists():
@@ -97,24 +109,6 @@ class RunFolder:
     def final(self) -> Event | None:
         """Return the recorded end of the run, None if it has not ended."""
         return final_event(self.path)
-
-
-def _take_lock(path: Path) -> int:
-    """Return an open, locked file that says who holds it. The system unlocks it when its process ends, however."""
-    while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.read(handle, 100).decode(errors="replace").strip() or "another process"
-            os.close(handle)
-            raise UserError(f"{path.parent} is in use by {holder}: wait for it, or choose another --output") from None
-        if path.exists() and os.fstat(handle).st_ino == path.stat().st_ino:
-            break
-        os.close(handle)  # its holder removed the file while we waited for it: lock the one that counts
-    os.truncate(handle, 0)
-    os.write(handle, f"process {os.getpid()}\n".encode())
-    return handle
 
 
 def final_event(folder: Path) -> Event | None:

@@ -16,7 +16,7 @@ import torch
 
 from reformer_lab import __version__
 from reformer_lab.errors import UserError
-from reformer_lab.training.files import writing
+from reformer_lab.training.files import sync, writing
 
 Event = dict[str, Any]
 Progress = Callable[[Event], None]
@@ -31,7 +31,9 @@ class MetricsLog:
         """Open the file and forget what stands behind `position` (in bytes)."""
         self.path = path
         with writing(path):
-            self._file = path.open("ab")
+            # Unbuffered: a refused write leaves nothing behind that closing the file would try to write again.
+            self._file = path.open("ab", buffering=0)
+            sync(path.parent)
             if self._file.tell() < position:
                 self._file.close()
                 raise UserError(f"{path} is shorter than its checkpoint says: restore it, or remove the run's folder")
@@ -42,8 +44,9 @@ class MetricsLog:
         """Write one line. A kill may cut it short, never mix it with another."""
         assert "event" in event, "every line says what it is"
         with writing(self.path):
-            self._file.write(json.dumps(event, allow_nan=False).encode() + b"\n")
-            self._file.flush()
+            line = json.dumps(event, allow_nan=False).encode() + b"\n"
+            while line:
+                line = line[self._file.write(line) :]
 
     def sync(self) -> None:
         """Wait until all lines are on the disk."""
