@@ -233,6 +233,24 @@ def test_the_last_layer_is_computed_once_where_a_loss_follows() -> None:
     assert sorted(calls) == ["f0", "f0", "f1", "f1", "f2", "g0", "g0", "g1", "g1", "g2"]
 
 
+def test_attention_in_stages_waits_for_the_backward_pass() -> None:
+    """In the forward pass the model's input is in memory too, and its activations would be on top."""
+    (layer,) = staged_layers(1, 0.0, 1, 2)
+    assert isinstance(layer.f, ResidualInStages)
+    (group,), calls = layer.f.groups, []
+
+    def mix(*inputs: Any) -> Tensor:
+        calls.append(torch.is_grad_enabled())
+        return group.mix(*inputs)
+
+    layer.f.groups = (group._replace(mix=mix),)
+    x = vectors(1, 4, D, seed=1).requires_grad_()
+    value = reversible_loss(x, x, [layer], draws_of(1), loss_in_pieces(2, torch.eye(D, dtype=torch.float64)))
+    assert calls == [False]
+    value.backward()
+    assert calls == [False, True]
+
+
 def test_the_last_layer_is_not_differentiated_without_need() -> None:
     """Where nobody asks for gradients, and where a scale of the loss has to come first: in fp16."""
     weight = torch.eye(D, dtype=torch.float64).requires_grad_()

@@ -95,14 +95,33 @@ class Residual:
         """Return inner(written + function(read)), the gradients of `read` and of that sum, taken back to `read` and `written`.
 
         The function is computed once, where `add` and `undo` compute it twice; its activations stay for the time of `inner`.
-        The gradients that `inner` returns are changed in place; the streams are not, though a subclass may touch `written`
-        in between.
+        The gradients that `inner` returns are changed in place, the streams are not.
         """
         value, leaves = gradients.run(lambda x: self(x, draws), read)
         d_read, d_written = inner(written + value.detach())
         (gradient,) = gradients.back(value, leaves, self.parameters, (d_written,))
         d_read += gradient
         return d_read, d_written
+
+
+    def is_whole(self, read: Tensor) -> bool:
+        """Whether the function of this stream is computed at once, with memory for all of its activations."""
+        return True
+
+
+class Nothing(Residual):
+    """Adds nothing: takes the place of a function that is dealt with elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda x, _: torch.zeros_like(x))
+
+    def add(self, read: Tensor, written: Tensor, draws: Draws) -> None:
+        """Leave the streams as they are."""
+
+    def undo(
+        self, gradients: Gradients, draws: Draws, read: Tensor, written: Tensor, d_read: Tensor, d_written: Tensor
+    ) -> None:
+        """Leave the streams and their gradients as they are."""
 
 
 class ResidualInPieces(Residual):
@@ -187,7 +206,7 @@ class ResidualInStages(Residual):
         self, gradients: Gradients, draws: Draws, read: Tensor, written: Tensor, d_read: Tensor, d_written: Tensor
     ) -> None:
         """written -= function(read), and d_read += the gradient of the function at d_written."""
-        if self._is_whole(read):
+        if self.is_whole(read):
             super().undo(gradients, draws, read, written, d_read, d_written)
             return
         for index in range(len(self.groups)):
@@ -200,19 +219,8 @@ class ResidualInStages(Residual):
                 d_read_piece += gradient
             del rows, d_pieces  # they hold the middle's gradients, which the next group has no room for
 
-    def between(
-        self, gradients: Gradients, draws: Draws, read: Tensor, written: Tensor, inner: Callable[[Tensor], StreamGradients]
-    ) -> StreamGradients:
-        """As in `Residual`; in several groups or pieces the function is computed again, for the sake of memory."""
-        if self._is_whole(read):
-            return super().between(gradients, draws, read, written, inner)
-        with torch.autocast(**gradients.autocast):
-            self.add(read, written, draws)
-        d_read, d_written = inner(written)
-        self.undo(gradients, draws.replay(), read, written, d_read, d_written)
-        return d_read, d_written
-
-    def _is_whole(self, read: Tensor) -> bool:
+    def is_whole(self, read: Tensor) -> bool:
+        """Whether the function of this stream is computed at once, with memory for all of its activations."""
         return len(self.groups) == 1 and len(_split(read, self.chunk_length, 1)) == 1
 
     def _undo_from_the_middle(

@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from reformer_lab.ops.chunking import autocast_state
 from reformer_lab.ops.random import Draws
-from reformer_lab.ops.residual import Gradients, LossInPieces, Residual, StreamGradients
+from reformer_lab.ops.residual import Gradients, LossInPieces, Nothing, Residual, StreamGradients
 
 
 class ReversibleLayer(NamedTuple):
@@ -90,10 +90,14 @@ class _ReversibleLoss(torch.autograd.Function):
         gradients = Gradients(ctx.autocast)
         ending = _ending(layers, draws, loss) if wanted and not _is_half(x1, ctx.autocast) else None
         if ending is None:
-            y1, y2 = _add(x1, x2, layers, draws, ctx.autocast)
-            streams: tuple[Tensor, ...] = (y1, y2)
+            streams: tuple[Tensor, ...] = _add(x1, x2, layers, draws, ctx.autocast)
             with torch.autocast(**ctx.autocast):
-                value = loss(y1, y2)
+                value = loss(*streams)
+        elif not layers[-1].f.is_whole(x2):  # its activations do not all fit: it is undone as those before it
+            layers = [*layers[:-1], layers[-1]._replace(g=Nothing())]
+            y1, y2 = _add(x1, x2, layers, draws, ctx.autocast)
+            value, d_streams = ending.gradient(gradients, y1, y2)
+            streams = (y1, y2, *d_streams)
         else:
             *layers, (f, _) = layers
             *draws, (f_draws, _) = draws
