@@ -180,7 +180,7 @@ def read_suite(folder: Path) -> Suite:
             corpus=str(values.get("corpus") or ""),
             arms=arms,
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error!r}); remove it and run the same `reproduce` command again: "
                         "finished runs are kept") from error
 
@@ -202,7 +202,7 @@ def read_record(path: Path) -> Record:
     for number, line in enumerate(lines, start=1):
         try:
             event = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             event = None
         if isinstance(event, dict):
             events.append(event)

@@ -1,0 +1,164 @@
+"""Files and words that somebody else made: whatever they hold, the answer is a result or a UserError, and nothing else is touched.
+
+Every example follows from the test's name, so that a failure is found again. Each test takes a few seconds.
+"""
+
+import bz2
+import contextlib
+import gzip
+import io
+import json
+import lzma
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from damaging import NASTY, damaged_bytes, damaged_document
+from reformer_lab.cli.main import VERBS, main
+from reformer_lab.cli.report import print_report
+from reformer_lab.data.corpus_file import open_corpus_file
+from reformer_lab.data.image_sources import holds_images, open_source
+from reformer_lab.errors import UserError
+from reformer_lab.integrations.huggingface import from_huggingface, to_huggingface
+from reformer_lab.integrations.trax import from_trax, to_trax_arrays
+from reformer_lab.models.config import ReformerConfig
+from reformer_lab.models.language_model import ReformerLM
+from reformer_lab.training.checkpoint import CHECKSUMS, load_checkpoint, newest_checkpoint, save_checkpoint
+from reformer_lab.training.config import RunConfig
+from reformer_lab.training.files import sha256
+from reformer_lab.training.optimizers import build_optimizer
+from reformer_lab.training.run_folder import read_config_file
+from training.tiny_runs import tiny_model, tiny_run
+
+TEXT = ("Ünder the sea, a shell. " * 40).encode()
+RESULTS = Path(__file__).parent.parent / "results" / "quick"
+fuzzed = settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+
+
+def listing(folder: Path) -> set[tuple[str, int]]:
+    """Every path below a folder, with the size of files."""
+    return {(str(path), path.stat().st_size if path.is_file() else -1) for path in folder.rglob("*")}
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder to work in, inside another one: what appears beside it, at home or in a current folder was written outside."""
+    for name in ("place", "home", "here"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("REFORMER_LAB_CACHE", str(tmp_path / "place" / "cache"))
+    monkeypatch.delenv("REFORMER_LAB_DATA", raising=False)
+    monkeypatch.chdir(tmp_path / "here")
+    yield tmp_path / "place"
+    assert listing(tmp_path) - listing(tmp_path / "place") == {(str(tmp_path / n), -1) for n in ("place", "home", "here")}
+
+
+def result_or_error(function: Callable[[], Any]) -> Any:
+    """The result, or None after a UserError whose message is of a few lines; anything else fails the test."""
+    try:
+        return function()
+    except UserError as error:
+        assert str(error)
+        assert str(error).count("\n") < 30
+        return None
+
+
+def packed(packing: str) -> bytes:
+    if packing != "zip":
+        return {"plain": bytes, "gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress}[packing](TEXT)
+    with io.BytesIO() as file:
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("text", TEXT)
+        return file.getvalue()
+
+
+@fuzzed
+@given(st.sampled_from(["plain", "zip", "gz", "bz2", "xz"]).flatmap(lambda packing: damaged_bytes(packed(packing))))
+def test_corpora(place: Path, content: bytes) -> None:
+    path = place / "text"
+    path.write_bytes(content)
+    corpus = result_or_error(lambda: open_corpus_file(path))
+    if corpus is not None:
+        assert len(bytes(corpus.bytes()).decode("utf-8")) == corpus.num_characters
+
+
+def images(kind: str) -> bytes:
+    with io.BytesIO() as file:
+        if kind == "npz":
+            numpy.savez(file, data=numpy.zeros((3, 12), dtype=numpy.uint8))
+        else:
+            picture = io.BytesIO()
+            Image.new("RGB", (2, 2)).save(picture, kind)
+            with zipfile.ZipFile(file, "w") as archive:
+                archive.writestr(f"a.{kind}", picture.getvalue())
+        return file.getvalue()
+
+
+@fuzzed
+@given(st.sampled_from(["npz", "png", "gif", "tiff", "jpeg", "bmp", "webp"]).flatmap(
+    lambda kind: st.tuples(st.just(kind), damaged_bytes(images(kind)))))
+def test_images(place: Path, made: tuple[str, bytes]) -> None:
+    kind, content = made
+    path = place / ("a.npz" if kind == "npz" else "a.zip")
+    path.write_bytes(content)
+    holds_images(path)
+    result_or_error(lambda: [part.shape for part in open_source(path).rasters(2, 3)])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder: its configuration and one checkpoint, with the optimiser's state."""
+    folder = tmp_path_factory.mktemp("valid") / "run"
+    config = tiny_run()
+    model = ReformerLM(config.model)
+    optimizer = build_optimizer(config.optimizer, model)
+    tokens = torch.randint(0, 12, (1, 16))
+    model(tokens, targets=tokens).loss.backward()
+    optimizer.step()
+    save_checkpoint(folder / "checkpoints", model, optimizer, {"step": 1, "seconds": 0.5})
+    whole = {"digest": config.digest(), "data_fingerprint": "f", "config": config.to_dict()}
+    (folder / "config.json").write_text(json.dumps(whole))
+    return folder
+
+
+@fuzzed
+@given(data=st.data())
+def test_checkpoints(place: Path, run: Path, data: st.DataObject) -> None:
+    """A file of a checkpoint is damaged, without or with sums that somebody made to fit."""
+    folder = place / "run"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(run, folder)
+    checkpoint = folder / "checkpoints" / "1"
+    name = data.draw(st.sampled_from(["model.safetensors", "state.pt", "config.json", CHECKSUMS]))
+    path = checkpoint / name
+    content = path.read_bytes()
+    path.write_bytes(data.draw(damaged_document(json.loads(content)) if name.endswith(".json") else damaged_bytes(content)))
+    if name != CHECKSUMS and data.draw(st.integers(0, 3)):
+        sums = {file.name: sha256(file) for file in checkpoint.iterdir() if file.name != CHECKSUMS}
+        (checkpoint / CHECKSUMS).write_text(json.dumps(sums))
+    model = ReformerLM(tiny_model())
+    optimizer = build_optimizer(tiny_run().optimizer, model)
+
+    def load() -> None:
+        newest = newest_checkpoint(folder / "checkpoints", lambda line: None)
+        assert newest is not None
+        ReformerLM.from_pretrained(newest)
+        assert isinstance(load_checkpoint(newest, model, optimizer), dict)
+
+    result_or_error(load)
+
+
+@fuzzed
+@given(content=damaged_document({"digest": "d", "data_fingerprint": "f", "config": tiny_run().to_dict()}))
+def test_configurations_of_runs(place: Path, content: bytes) -> None:
+    (place / "config.json").write_bytes(content)
+    result_or_error(lambda: RunConfig.from_dict(read_config_file(place)["config"]))
