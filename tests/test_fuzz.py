@@ -9,6 +9,7 @@ import gzip
 import io
 import json
 import lzma
+import pickle
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator
@@ -18,11 +19,12 @@ from typing import Any
 import numpy
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors.torch import load_file
 
-from damaging import NASTY, damaged_bytes, damaged_document
+from damaging import NASTY, damaged_bytes, damaged_document, damaged_json
 from reformer_lab.cli.main import VERBS, main
 from reformer_lab.cli.report import print_report
 from reformer_lab.data.corpus_file import open_corpus_file
@@ -30,7 +32,7 @@ from reformer_lab.data.image_sources import holds_images, open_source
 from reformer_lab.errors import UserError
 from reformer_lab.integrations.huggingface import from_huggingface, to_huggingface
 from reformer_lab.integrations.trax import from_trax, to_trax_arrays
-from reformer_lab.models.config import ReformerConfig
+from reformer_lab.models.config import NUMERICS, ReformerConfig
 from reformer_lab.models.language_model import ReformerLM
 from reformer_lab.training.checkpoint import CHECKSUMS, load_checkpoint, newest_checkpoint, save_checkpoint
 from reformer_lab.training.config import RunConfig
@@ -162,3 +164,71 @@ def test_checkpoints(place: Path, run: Path, data: st.DataObject) -> None:
 def test_configurations_of_runs(place: Path, content: bytes) -> None:
     (place / "config.json").write_bytes(content)
     result_or_error(lambda: RunConfig.from_dict(read_config_file(place)["config"]))
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A model of each format: a folder of ours, of Hugging Face in both kinds of weights, trax's pickle plain and packed."""
+    folder = tmp_path_factory.mktemp("models")
+    small: dict[str, Any] = {"vocab_size": 11, "d_model": 8, "d_ff": 12, "num_layers": 2, "num_heads": 2, "d_head": 3,
+                             "max_length": 24, "positions": "learned"}
+    model = ReformerLM(ReformerConfig(**small | NUMERICS["huggingface"]))
+    model.save_pretrained(folder / "ours")
+    to_huggingface(model, folder / "safetensors")
+    to_huggingface(model, folder / "bin")
+    weights = load_file(folder / "bin" / "model.safetensors")
+    torch.save(weights, folder / "bin" / "pytorch_model.bin")
+    (folder / "bin" / "model.safetensors").unlink()
+    for name, pack in (("plain", bytes), ("packed", gzip.compress)):
+        (folder / name).mkdir()
+        content = {"flat_weights": to_trax_arrays(ReformerLM(ReformerConfig(**small)))}
+        (folder / name / "model.pkl").write_bytes(pack(pickle.dumps(content, protocol=2)))
+    return {path.name: path for path in folder.iterdir()}
+
+
+@fuzzed
+@given(data=st.data())
+def test_models(place: Path, models: dict[str, Path], data: st.DataObject) -> None:
+    kind = data.draw(st.sampled_from(sorted(models)))
+    folder = place / "model"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(models[kind], folder)
+    path = data.draw(st.sampled_from(sorted(folder.iterdir())))
+    content = path.read_bytes()
+    path.write_bytes(data.draw(damaged_document(json.loads(content)) if path.suffix == ".json" else damaged_bytes(content)))
+    readers: dict[str, Callable[[], ReformerLM]] = {
+        "ours": lambda: ReformerLM.from_pretrained(folder), "plain": lambda: from_trax(folder / "model.pkl"),
+        "packed": lambda: from_trax(folder / "model.pkl"),
+    }  # fmt: skip
+    model = result_or_error(readers.get(kind, lambda: from_huggingface(folder)))
+    assert model is None or isinstance(model, ReformerLM)
+
+
+@settings(fuzzed, max_examples=40, phases=[Phase.generate])
+@given(data=st.data())
+def test_result_files(place: Path, data: st.DataObject) -> None:
+    """A report is written of what can be read; nothing outside the folder, and no markup that came from a file."""
+    folder = place / "suite"
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "results").mkdir(parents=True)
+    suite = json.loads((RESULTS / "suite.json").read_text(encoding="utf-8"))
+    name = data.draw(st.sampled_from(sorted(suite["arms"])))
+    suite["arms"] = {name: suite["arms"][name][:3]}
+    files = [RESULTS / "results" / f"{arm['id']}.jsonl" for arm in suite["arms"][name]]
+    hit = data.draw(st.sampled_from([None, *files]))
+    for path in files:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = lines[:1] + lines[-6:]
+        if path == hit:
+            place_of = data.draw(st.sampled_from([0, -1, *range(len(lines))]))
+            lines[place_of] = data.draw(damaged_json(lines[place_of]))
+        text = "\n".join(json.dumps(line) for line in lines).encode()
+        (folder / "results" / path.name).write_bytes(data.draw(damaged_bytes(text)) if path == hit and data.draw(
+            st.integers(0, 4)) == 0 else text)
+    content = json.dumps(suite).encode() if hit else data.draw(damaged_document(suite))
+    (folder / "suite.json").write_bytes(content)
+    with contextlib.redirect_stdout(io.StringIO()):
+        rows = result_or_error(lambda: print_report(folder))
+    if rows is not None:
+        assert "<script" not in (folder / "report" / "index.html").read_text(encoding="utf-8")
+        assert {path.name for path in folder.iterdir()} == {"suite.json", "results", "report"}
