@@ -236,8 +236,8 @@ def test_result_files(place: Path, data: st.DataObject) -> None:
 
 WORDS = (
     "--help", "--output", "--corpus", "--preset", "--steps", "--only", "--scale", "--split", "--from", "--to", "--set",
-    "trax", "reformer-lab", "huggingface", "--readme", "--prompt", "--url", "info", "attention", "--lengths", "1k", "quick", "table2",
-    "--model.num-layers", "--model.attention", "num_layers=99999999999", "attention=[[]]", "place/x",
+    "trax", "reformer-lab", "huggingface", "--readme", "--prompt", "--url", "info", "attention", "--lengths", "1k", "quick",
+    "table2", "--model.num-layers", "--model.attention", "num_layers=99999999999", "attention=[[]]", "place/x",
     "--", "=", "--x", "²", "9" * 5000,
 )  # fmt: skip
 ANY_WORD = st.one_of(st.sampled_from(WORDS), st.sampled_from(NASTY), st.text(max_size=8))
@@ -251,7 +251,8 @@ def test_words_of_the_command_line(place: Path, monkeypatch: pytest.MonkeyPatch,
     def stop(*_: Any, **__: Any) -> Any:
         raise UserError("as far as this test goes")
 
-    for name in ("training.loop.train", "runner.engine.run_suite", "data.enwik8._fetch", "data.stdlib_corpus.open_stdlib_corpus",
+    for name in ("training.loop.train", "runner.engine.run_suite", "data.enwik8._fetch",
+                 "data.stdlib_corpus.open_stdlib_corpus",
                  *(f"cli.bench.run_{action}" for action in ("attention", "scaling", "generation", "memory", "step"))):
         monkeypatch.setattr(f"reformer_lab.{name}", stop)
     monkeypatch.chdir(place)

@@ -17,7 +17,8 @@ def test_torch_reads_tensors_only() -> None:
 
 
 def test_nothing_else_runs_what_a_file_says() -> None:
-    risky = r"pickle\.loads?\(|pickle\._?Unpickler|\bjoblib|\bdill\b|\bshelve\b|marshal\.load|(?<![\w.])(?:eval|exec)\(|allow_pickle=True|" \
-            r"numpy\.load\(|np\.load\(|extractall|\.extract\(|tarfile|unpack_archive|yaml\.|shell=True|weights_only=False"
+    risky = r"pickle\.loads?\(|pickle\._?Unpickler|\bjoblib|\bdill\b|\bshelve\b|marshal\.load|" \
+            r"(?<![\w.])(?:eval|exec)\(|" \
+            r"allow_pickle=True|numpy\.load\(|np\.load\(|extractall|\.extract\(|tarfile|unpack_archive|yaml\.|shell=True|weights_only=False"
     found = {(path.name, match) for path, text in SOURCES.items() for match in re.findall(risky, text)}
     assert found == {("trax_pickle.py", "pickle.Unpickler")}

@@ -73,7 +73,7 @@ def _unpacked(path: Path) -> bytes:
 def _check_places(content: bytes) -> None:
     """Refuse numbers of the unpickler's memory beyond what the pickle can fill: it would allocate up to the largest."""
     for count, (opcode, argument, _) in enumerate(pickletools.genops(content)):
-        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > count + 255:
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > count + 255:
             raise UserError(f"the pickle asks for {argument:,} places of memory for its {count:,} parts: fetch it again")
 
 

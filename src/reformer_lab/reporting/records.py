@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from reformer_lab.errors import UserError
 
@@ -189,7 +189,7 @@ def read_suite(folder: Path) -> Suite:
                         "finished runs are kept") from error
 
 
-def _is_time(value: Any) -> bool:
+def _is_time(value: Any) -> TypeGuard[float]:
     """Return whether a value of a file can be a time in seconds."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1e12
 
