@@ -184,7 +184,7 @@ def test_a_server_without_ranges_that_breaks_off_again_and_again(server, tmp_pat
 def test_wrong_length(server, tmp_path, length):
     """Cut by a length that is too small, or cut where no length was said: the sum shows it."""
     server.length, server.breaks_after = length, 20_000
-    with pytest.raises(UserError, match="gave something else than enwik8, which was removed: .*damaged or incomplete"):
+    with pytest.raises(UserError, match=r"gave something else than enwik8, which was removed: .*damaged or incomplete"):
         enwik8.download(server.url, tmp_path)
     assert not list(tmp_path.iterdir())
 

@@ -97,8 +97,8 @@ def _fetch(url: str, part: Path, progress: Progress | None) -> None:
             given = re.match(r"bytes (\d+)-", answer.headers.get("Content-Range", ""))
             if given is not None and int(given[1]) != have:
                 part.unlink()
-                raise UserError(f"{url} sent the bytes from {int(given[1]):,} on, asked for were those from {have:,} on; what was "
-                                "there was removed: run the same command again to begin anew, or give another address with --url")
+                raise UserError(f"{url} sent the bytes from {int(given[1]):,} on, asked for were those from {have:,} on; what "
+                                "was there was removed: run the same command again to begin anew, or give another with --url")
             length = answer.headers.get("Content-Length")
             total = have + int(length) if length else None
             _check_size(url, part, total or 0)
@@ -130,5 +130,5 @@ def _check_size(url: str, part: Path, num_bytes: int) -> None:
     """Remove the part and raise UserError if it has, or is to have, more bytes than enwik8 in any form."""
     if num_bytes > MOST_BYTES:
         part.unlink()
-        raise UserError(f"{url} sends {num_bytes:,} bytes or more, enwik8 has {NUM_BYTES:,} and less when packed; what was there "
-                        "was removed: give another address with --url")
+        raise UserError(f"{url} sends {num_bytes:,} bytes or more, enwik8 has {NUM_BYTES:,} and less when packed; what was "
+                        "there was removed: give another address with --url")

@@ -259,7 +259,7 @@ class ReformerConfig:
         try:
             return cls(**fields)
         except (TypeError, AttributeError, OverflowError) as error:  # JSON may hold anything under a name
-            raise UserError(f"a field of the model's configuration is of the wrong kind ({error}): mend or write it again") from None
+            raise UserError(f"a field of the model's configuration is of the wrong kind ({error}): write it again") from None
 
 
 def _is_whole(value: object, least: int) -> bool:
