@@ -1,9 +1,11 @@
 """The download, from a server of our own, of a small file that stands for enwik8."""
 
+import contextlib
 import hashlib
 import io
 import os
 import threading
+import time
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -26,10 +28,15 @@ def zipped(content):
 
 
 class Server:
-    """Serves `body`; `breaks_after` bytes of an answer it hangs up, `ranges` says whether it can start in the middle."""
+    """Serves `body`; `breaks_after` bytes of an answer it hangs up, `ranges` says whether it can start in the middle.
+
+    It declares `length` bytes (None: as many as there are; "": none), begins a range `shift` bytes too late, waits `pause`
+    seconds before every 1,000 bytes, and sends /to/ADDRESS elsewhere.
+    """
 
     def __init__(self, body):
         self.body, self.breaks_after, self.ranges, self.requests = body, None, True, []
+        self.length, self.shift, self.pause = None, 0, 0.0
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -37,6 +44,11 @@ class Server:
                 asked = self.headers.get("Range")
                 outer.requests.append(asked)
                 first = int(asked.removeprefix("bytes=").removesuffix("-")) if asked and outer.ranges else 0
+                if self.path.startswith("/to/"):
+                    self.send_response(302)
+                    self.send_header("Location", self.path.removeprefix("/to/"))
+                    self.end_headers()
+                    return
                 if self.path != "/enwik8.zip":
                     self.send_error(404)
                     return
@@ -44,9 +56,20 @@ class Server:
                     self.send_error(416)
                     return
                 self.send_response(206 if asked and outer.ranges else 200)
-                self.send_header("Content-Length", str(len(outer.body) - first))
+                first += outer.shift
+                if asked and outer.ranges:
+                    self.send_header("Content-Range", f"bytes {first}-{len(outer.body) - 1}/{len(outer.body)}")
+                length = len(outer.body) - first if outer.length is None else outer.length
+                if length != "":
+                    self.send_header("Content-Length", str(length))
                 self.end_headers()
-                self.wfile.write(outer.body[first:][: outer.breaks_after])
+                content = outer.body[first:][: outer.breaks_after]
+                with contextlib.suppress(OSError):  # a client that has left
+                    if not outer.pause:
+                        self.wfile.write(content)
+                    for start in range(0, len(content) if outer.pause else 0, 1000):
+                        time.sleep(outer.pause)
+                        self.wfile.write(content[start : start + 1000])
 
             def log_message(self, *_):
                 pass
@@ -124,6 +147,77 @@ def test_page_instead_of_the_file(server, tmp_path):
     server.body = b"<html>Please log in</html>"
     with pytest.raises(UserError, match="gave something else than enwik8"):
         enwik8.download(server.url, tmp_path)
+
+
+def test_slow_server(server, tmp_path):
+    server.body = zipped(CONTENT)
+    server.pause = 0.002
+    assert enwik8.download(server.url, tmp_path).read_bytes() == server.body
+
+
+def test_server_that_falls_silent(server, tmp_path, monkeypatch):
+    """What came before is kept, under a name that says that it is a part; the next call goes on behind it."""
+    monkeypatch.setattr(enwik8, "_TIMEOUT", 0.2)
+    monkeypatch.setattr(enwik8, "_PIECE", 1000)
+    whole, quick = server.body, server.body[:5000]
+    server.body, server.length = quick, len(whole)
+    with pytest.raises(UserError, match=f"broke off at 5,000 of {len(whole):,} bytes"):
+        enwik8.download(server.url, tmp_path)
+    server.body, server.length, server.pause = whole, None, 1.0
+    with pytest.raises(UserError, match=r"http://127.*timed out.*run the same command again to go on .5,000 bytes are kept"):
+        enwik8.download(server.url, tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["enwik8.zip.part"]
+    server.pause = 0.0
+    assert enwik8.download(server.url, tmp_path).read_bytes() == whole
+
+
+def test_a_server_without_ranges_that_breaks_off_again_and_again(server, tmp_path):
+    server.ranges, server.breaks_after = False, 7_000
+    for _ in range(2):
+        with pytest.raises(UserError, match="broke off at 7,000 of"):
+            enwik8.download(server.url, tmp_path)
+    assert (tmp_path / "enwik8.zip.part").read_bytes() == server.body[:7_000]
+    assert not (tmp_path / "enwik8.zip").exists()
+
+
+@pytest.mark.parametrize("length", [20_000, ""], ids=["too small", "none"])
+def test_wrong_length(server, tmp_path, length):
+    """Cut by a length that is too small, or cut where no length was said: the sum shows it."""
+    server.length, server.breaks_after = length, 20_000
+    with pytest.raises(UserError, match=r"gave something else than enwik8, which was removed: .*damaged or incomplete"):
+        enwik8.download(server.url, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_range_than_asked_for(server, tmp_path):
+    (tmp_path / "enwik8.zip.part").write_bytes(server.body[:500])
+    server.shift = 3
+    with pytest.raises(UserError, match=r"sent the bytes from 503 on, asked for were those from 500 on.*run the same command"):
+        enwik8.download(server.url, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_more_than_enwik8_is_not_fetched(server, tmp_path, monkeypatch, declared):
+    monkeypatch.setattr(enwik8, "MOST_BYTES", 50_000)
+    monkeypatch.setattr(enwik8, "_PIECE", 1000)
+    server.body, server.length, seen = os.urandom(400_000), None if declared else "", []
+    with pytest.raises(UserError, match=r"sends [\d,]+ bytes or more, enwik8 has"):
+        enwik8.download(server.url, tmp_path, progress=lambda done, total: seen.append(done))
+    assert max(seen, default=0) == (0 if declared else 50_000)
+    assert not list(tmp_path.iterdir())
+
+
+def test_redirected(server, tmp_path):
+    start = server.url.removesuffix("enwik8.zip")
+    with pytest.raises(UserError, match=r"answered 302 [^\n]*not allowed[^\n]*--url"):
+        enwik8.download(f"{start}to/file:///etc/hostname", tmp_path)
+    with pytest.raises(UserError, match=r"answered 302 [^\n]*infinite loop[^\n]*--url"):
+        enwik8.download(f"{start}to//to/x", tmp_path)
+    with pytest.raises(UserError, match="answered 404"):
+        enwik8.download(f"{start}to/{start}nothing", tmp_path)
+    assert not (tmp_path / "enwik8.zip").exists()
+    assert enwik8.download(f"{start}to/{server.url}", tmp_path).read_bytes() == server.body
 
 
 def test_errors_of_the_network(server, tmp_path):

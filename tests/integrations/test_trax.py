@@ -196,3 +196,36 @@ def test_arrays_of_another_model(tmp_path: Path) -> None:
 def test_what_trax_has_no_place_for(changes: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=next(iter(changes))):
         trax_arrays(ReformerConfig(**SMALL | changes))
+
+
+class ForgedReferences:
+    """An array of a dtype whose state says that its bytes are addresses of objects: numpy would follow them."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        dtype = ForgedDtype()
+        return numpy.zeros(1).__reduce__()[0], (numpy.ndarray, (0,), b"b"), (1, (4,), dtype, False, b"A" * 32)
+
+
+class ForgedDtype:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return numpy.dtype, ("O8", False, True), (3, "|", None, None, None, 8, 8, 1)
+
+
+def test_a_pickle_cannot_make_numpy_follow_addresses(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="number 0 of flat_weights is no array"):
+        from_trax(write(tmp_path, [ForgedReferences()]))  # type: ignore[list-item]
+
+
+def test_a_packed_bomb_ends_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("reformer_lab.integrations.trax_pickle.EXPANSION_CHECKED_FROM", 1 << 20)
+    path = tmp_path / "model.pkl.gz"
+    path.write_bytes(gzip.compress(bytes(8 << 20)))
+    with pytest.raises(UserError, match="more than 200 times"):
+        from_trax(path)
+
+
+def test_a_pickle_that_asks_for_two_thousand_million_places(tmp_path: Path) -> None:
+    path = tmp_path / "model.pkl"
+    path.write_bytes(b"\x80\x02}r\xff\xff\xff\x7f.")
+    with pytest.raises(UserError, match="places of memory"):
+        from_trax(path)

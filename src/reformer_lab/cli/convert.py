@@ -79,7 +79,7 @@ def _change(word: str) -> tuple[str, Any]:
         raise UserError(f"--set {word}: expected NAME=VALUE with a field of the model's configuration, such as num_hashes=8")
     try:
         return name, json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return name, text
 
 

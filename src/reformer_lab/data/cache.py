@@ -60,7 +60,7 @@ def read_index(folder: Path, signature: str) -> dict[str, Any] | None:
             return None
         if "data" in index and sample_digest(folder / index["data"]) != index["sample"]:
             return None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return index
 

@@ -5,6 +5,7 @@ bytes have the known sum.
 """
 
 import http.client
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -20,7 +21,10 @@ SHA256 = "2b49720ec4d78c3c9fabaee6e4179a5e997302b3a70029f30f2d582218c024a8"
 NAMES = ("enwik8", "enwik8.txt", "enwik8.zip", "enwik8.gz", "enwik8.bz2", "enwik8.xz")
 """Files of these names must hold enwik8."""
 
+MOST_BYTES = NUM_BYTES + (1 << 20)
+"""A download of more is not enwik8, plain or packed: it is not fetched to its end, which may never come."""
 _TIMEOUT = 60
+"""Seconds without a byte after which a download is given up."""
 _PIECE = 1 << 18
 
 Progress = Callable[[int, int | None], None]
@@ -90,24 +94,41 @@ def _fetch(url: str, part: Path, progress: Progress | None) -> None:
         with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:
             if have and answer.status != 206:
                 have = 0
+            given = re.match(r"bytes (\d+)-", answer.headers.get("Content-Range", ""))
+            if given is not None and int(given[1]) != have:
+                part.unlink()
+                raise UserError(f"{url} sent the bytes from {int(given[1]):,} on, asked for were those from {have:,} on; what "
+                                "was there was removed: run the same command again to begin anew, or give another with --url")
             length = answer.headers.get("Content-Length")
             total = have + int(length) if length else None
+            _check_size(url, part, total or 0)
             with part.open("r+b") as file:
                 file.truncate(have)
                 file.seek(have)
                 while piece := answer.read(_PIECE):
                     file.write(piece)
                     have += len(piece)
+                    _check_size(url, part, have)
                     if progress is not None:
                         progress(have, total)
     except urllib.error.HTTPError as error:
         if error.code == 416 and have:  # nothing beyond what is there: complete, or too long, as the sum will show
             return
-        raise UserError(f"{url} answered {error.code} {error.reason}: give another address with --url, "
+        raise UserError(f"{url} answered {error.code} {' '.join(str(error.reason).split())}: give another address with --url, "
                         "or the path of a copy that you have") from error
+    except UserError:
+        raise
     except (OSError, http.client.HTTPException, ValueError) as error:
         reason = getattr(error, "reason", None) or error
         raise UserError(f"{url} could not be fetched ({reason}): run the same command again to go on "
                         f"({part.stat().st_size:,} bytes are kept), or give another address with --url") from error
     if total is not None and have < total:
         raise UserError(f"{url} broke off at {have:,} of {total:,} bytes: run the same command again to go on")
+
+
+def _check_size(url: str, part: Path, num_bytes: int) -> None:
+    """Remove the part and raise UserError if it has, or is to have, more bytes than enwik8 in any form."""
+    if num_bytes > MOST_BYTES:
+        part.unlink()
+        raise UserError(f"{url} sends {num_bytes:,} bytes or more, enwik8 has {NUM_BYTES:,} and less when packed; what was "
+                        "there was removed: give another address with --url")

@@ -24,6 +24,8 @@ Scale = Literal["smoke", "quick", "small", "gpu", "paper"]
 SCALES: tuple[Scale, ...] = get_args(Scale)
 """From a few minutes in all to the authors' setting."""
 
+NOT_UNDERSTOOD = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
+"""What a judge or a figure may meet in result files of another version, or made by hand."""
 SCALE_NOTES: dict[str, str] = {
     "smoke": "a few minutes in all; shows that everything runs, decides nothing",
     "quick": "about 15 minutes in all on 2 CPU cores",
@@ -298,6 +300,8 @@ class Experiment:
         except MissingResult as missing:
             found = ()
             reason = "; ".join(filter(None, (str(missing.args[0]), _what_is_missing(results))))
+        except NOT_UNDERSTOOD as error:
+            found, reason = (), not_understood(error)
         found = tuple(_without_lost_seeds(verdict, results) for verdict in found)
         judged = {verdict.claim for verdict in found}
         missing_verdicts = (claim for claim in self.claims if claim.id not in judged)
@@ -305,6 +309,11 @@ class Experiment:
 
     def _not_run(self, claim: Claim, reason: str, scale: str) -> Verdict:
         return Verdict(claim=claim.id, experiment=self.name, outcome="not run", summary=reason, scale=scale)
+
+
+def not_understood(error: Exception) -> str:
+    """Return the sentence for result files whose values are not those that this version writes."""
+    return f"the result files hold values that this version does not understand ({type(error).__name__}: {error})"
 
 
 def _without_lost_seeds(verdict: Verdict, results: ExperimentResults) -> Verdict:

@@ -83,7 +83,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
 def _json(path: Path) -> dict[str, Any]:
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}): fetch it again") from None
     if not isinstance(fields, dict):
         raise UserError(f"{path} must hold a JSON object: fetch it again")

@@ -5,12 +5,7 @@ configuration: shapes tell the sizes, and what they cannot tell (lengths of chun
 d width of the model, H heads, D width of a head, F width of the feed-forward layer, V vocabulary.
 """
 
-import gzip
-import io
 import math
-import pickle
-import zlib
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +15,7 @@ import torch
 from torch import Tensor
 
 from reformer_lab.errors import UserError
+from reformer_lab.integrations.trax_pickle import read_flat_weights
 from reformer_lab.models.config import NUMERICS, ReformerConfig
 from reformer_lab.models.language_model import ReformerLM
 
@@ -50,7 +46,7 @@ def from_trax(
     Raises:
         UserError: a file that is damaged, or that names anything but arrays and containers; arrays that are no ReformerLM.
     """
-    arrays = [numpy.asarray(array) for array in _weights(Path(path))]
+    arrays = read_flat_weights(Path(path))
     if numerics not in NUMERICS:
         raise UserError(f"numerics={numerics!r}: must be one of {', '.join(NUMERICS)}")
     fields = _sizes(arrays, path) | {"activation": activation} | NUMERICS[numerics] | options
@@ -182,69 +178,3 @@ def _sizes(arrays: Sequence[numpy.ndarray], source: str | Path) -> dict[str, Any
     if not positions or not kinds:
         raise wrong
     return fields | {"num_layers": len(kinds), "attention": tuple(kinds)}
-
-
-class _Inert:
-    """Stands for an object of trax (history, shapes): takes its state and does nothing."""
-
-    def __setstate__(self, state: Any) -> None:
-        """Forget the state."""
-
-    def __new__(cls, *arguments: Any, **named: Any) -> "_Inert":
-        return super().__new__(cls)
-
-
-def _whitelist() -> dict[tuple[str, str], Any]:
-    reconstruct = numpy.zeros(1).__reduce__()[0]
-    allowed: dict[tuple[str, str], Any] = {
-        ("numpy", "ndarray"): numpy.ndarray, ("numpy", "dtype"): numpy.dtype,
-        ("collections", "defaultdict"): defaultdict, ("_codecs", "encode"): _latin1,
-    }  # fmt: skip
-    for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
-        allowed |= {(module, "_reconstruct"): reconstruct, (module, "scalar"): numpy.float32(0).__reduce__()[0]}
-    containers = (list, dict, tuple, set, int, float, str, bool)
-    allowed |= {(module, kind.__name__): kind for module in ("builtins", "__builtin__") for kind in containers}
-    inert = (("trax.supervised.history", "History"), ("trax.history", "History"), ("trax.shapes", "ShapeDtype"),
-             ("trax.supervised.trainer_lib", "OptState"))  # fmt: skip
-    return allowed | dict.fromkeys(inert, _Inert)
-
-
-def _latin1(text: str, encoding: str) -> bytes:
-    """Return the bytes of a string, as pickles of protocol 2 write bytes."""
-    if encoding != "latin1":
-        raise UserError(f"a string in the checkpoint is encoded in {encoding!r}: only latin1 is read")
-    return text.encode("latin1")
-
-
-class _Unpickler(pickle.Unpickler):
-    """Builds arrays and containers; refuses the name of anything else."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        allowed = _whitelist()
-        if (module, name) not in allowed:
-            raise UserError(
-                f"the checkpoint names {module}.{name}, which no checkpoint of trax needs: it is not opened. "
-                "A pickle can run any code; take the file from its source again"
-            )
-        return allowed[module, name]
-
-
-def _weights(path: Path) -> list[Any]:
-    """Return `flat_weights`."""
-    if not path.is_file():
-        raise UserError(f"{path} is no file: give the checkpoint that trax wrote, model.pkl.gz")
-    packed = path.read_bytes()
-    try:
-        content = gzip.decompress(packed) if packed[:2] == b"\x1f\x8b" else packed
-        checkpoint = _Unpickler(io.BytesIO(content), encoding="latin1").load()
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-    # An unpickler that meets garbage may raise almost anything.
-    except (EOFError, OSError, zlib.error, pickle.UnpicklingError, ValueError, TypeError, KeyError, IndexError, AttributeError,
-            OverflowError, MemoryError) as error:  # fmt: skip
-        raise UserError(f"{path} is damaged or no pickle ({error or type(error).__name__}): fetch it again") from None
-    weights = checkpoint.get("flat_weights") if isinstance(checkpoint, dict) else None
-    if not isinstance(weights, (list, tuple)):
-        names = f"a dict of {', '.join(map(str, checkpoint))}" if isinstance(checkpoint, dict) else type(checkpoint).__name__
-        raise UserError(f"{path} holds {names}, but no flat_weights: give a checkpoint that trax's training loop wrote")
-    return list(weights)

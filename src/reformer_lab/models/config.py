@@ -13,6 +13,8 @@ AttentionKind = Literal["full", "local", "lsh"]
 PositionKind = Literal["axial", "learned", "sinusoidal", "none"]
 
 
+MOST_LAYERS = 10_000
+"""More than anybody trains; a file that asks for more is not worth the memory of its list of layers."""
 ADDED_FIELDS = (
     "projection_chunk_length", "heads_at_once", "wrap_around", "key_epsilon", "local_attention_dropout", "shift",
 )  # fmt: skip
@@ -146,6 +148,7 @@ class ReformerConfig:
         )  # fmt: skip
         for name in positive:
             self._require(_is_whole(getattr(self, name), 1), name, "must be a whole number of at least 1")
+        self._require(self.num_layers <= MOST_LAYERS, "num_layers", f"must be at most {MOST_LAYERS:,}")
         for name in ("chunks_before", "chunks_after", "local_chunks_before", "local_chunks_after"):
             self._require(_is_whole(getattr(self, name), 0), name, "must be a whole number, not negative")
         for name in ("ff_chunk_length", "projection_chunk_length", "heads_at_once", "loss_chunk_length"):
@@ -253,7 +256,10 @@ class ReformerConfig:
         unknown = sorted(set(fields) - set(cls.__dataclass_fields__))
         if unknown:
             raise UserError(f"unknown model field {unknown[0]!r}; known: {', '.join(cls.__dataclass_fields__)}")
-        return cls(**fields)
+        try:
+            return cls(**fields)
+        except (TypeError, AttributeError, OverflowError) as error:  # JSON may hold anything under a name
+            raise UserError(f"a field of the model's configuration is of the wrong kind ({error}): write it again") from None
 
 
 def _is_whole(value: object, least: int) -> bool:

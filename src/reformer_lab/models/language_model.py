@@ -283,14 +283,20 @@ class ReformerLM(nn.Module):
         try:
             fields = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
             weights = load_file(folder / WEIGHTS_FILE)
-        except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError, SafetensorError) as error:
             raise UserError(f"{folder} holds a damaged model ({error}): save it again") from None
         if not isinstance(fields, dict):
             raise UserError(f"{folder / CONFIG_FILE} must hold a JSON object: save the model again")
-        model = cls(ReformerConfig.from_dict(fields), seed=None)
+        config = ReformerConfig.from_dict(fields)
+        if config.num_layers > len(weights):
+            raise UserError(f"{folder / WEIGHTS_FILE} holds {len(weights)} tensors, {folder / CONFIG_FILE} asks for "
+                            f"{config.num_layers:,} layers: save the model again")
         try:
+            model = cls(config, seed=None)
             model.load_state_dict(weights, assign=True)
-        except RuntimeError as error:
+        except UserError:
+            raise
+        except (RuntimeError, TypeError, OverflowError, ValueError) as error:  # sizes beyond torch's, other tensors
             raise UserError(f"{folder / WEIGHTS_FILE} does not fit {folder / CONFIG_FILE}: {error}") from None
         return model
 

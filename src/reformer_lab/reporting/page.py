@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from reformer_lab.errors import UserError
-from reformer_lab.experiments.claim import SCALE_NOTES, Experiment, ExperimentResults, check_scale
+from reformer_lab.experiments.claim import (
+    NOT_UNDERSTOOD,
+    SCALE_NOTES,
+    Experiment,
+    ExperimentResults,
+    check_scale,
+    not_understood,
+)
 from reformer_lab.reporting.figures import DARK, LIGHT, css_variables, inline_svg, standalone_svg
 from reformer_lab.reporting.records import MissingResult, Record, Suite, write_atomically
 from reformer_lab.reporting.section import Cell, Figure, Section, Table
@@ -111,19 +118,16 @@ def _context(suite: Suite, experiments: Sequence[Experiment], records: Mapping[s
 
 
 def _chapter(experiment: Experiment, suite: Suite, results: ExperimentResults, rows: list[ClaimRow]) -> Chapter:
+    drawings: list[Drawing] = []
     try:
         if not any(results.of(name) for name in results.names):
             raise MissingResult("no run is finished")
         section = experiment.show(results)
+        drawings = _drawings(experiment.name, section)
     except MissingResult as missing:
         section = Section(text=(f"Nothing to draw yet: {missing.args[0]}.",))
-    drawings: list[Drawing] = []
-    for figure in filter(_has_points, section.figures):
-        name = f"{slug(experiment.name)}-{slug(figure.title)}"
-        taken = {drawing.name for drawing in drawings}
-        name = next(n for n in (name, *(f"{name}-{i}" for i in range(2, 99))) if n not in taken)
-        inline = inline_svg(figure, name)
-        drawings.append(Drawing(figure=figure, name=name, inline=inline, standalone=standalone_svg(inline)))
+    except NOT_UNDERSTOOD as error:
+        section = Section(text=(f"Nothing is drawn: {not_understood(error)}.",))
     runs = tuple(_run_row(arm.id, arm.name, arm.seed, results.records.get(arm.id)) for arm in results.arms)
     seconds = [results.records[arm.id].seconds or 0.0 for arm in results.arms if arm.id in results.records]
     declared = {arm.on_corpus(suite.corpus).id for arm in experiment.arms(check_scale(suite.scale))}
@@ -143,6 +147,18 @@ def _chapter(experiment: Experiment, suite: Suite, results: ExperimentResults, r
         unfinished=tuple(row for row in runs if row.state != "finished"),
         time=duration_text(sum(seconds) if seconds else None),
     )
+
+
+def _drawings(experiment: str, section: Section) -> list[Drawing]:
+    """Return the figures of a section that show anything, drawn, each with a name of its own."""
+    drawings: list[Drawing] = []
+    for figure in filter(_has_points, section.figures):
+        name = f"{slug(experiment)}-{slug(figure.title)}"
+        taken = {drawing.name for drawing in drawings}
+        name = next(n for n in (name, *(f"{name}-{i}" for i in range(2, 99))) if n not in taken)
+        inline = inline_svg(figure, name)
+        drawings.append(Drawing(figure=figure, name=name, inline=inline, standalone=standalone_svg(inline)))
+    return drawings
 
 
 def _has_points(figure: Figure) -> bool:

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from reformer_lab.errors import UserError
 
@@ -78,7 +78,7 @@ class Record:
         steps = [event for event in self.events if event.get("event") == "train"]
         for source in (self.header, self.final or {}, *steps[-1:]):
             seconds = source.get("seconds")
-            if isinstance(seconds, (int, float)):
+            if _is_time(seconds):
                 return float(seconds)
         return None
 
@@ -171,18 +171,27 @@ def read_suite(folder: Path) -> Suite:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         arms = {name: tuple(ArmEntry(**arm) for arm in entries) for name, entries in values["arms"].items()}
+        for arm in (arm for entries in arms.values() for arm in entries):
+            if not (isinstance(arm.id, str) and isinstance(arm.name, str) and isinstance(arm.seed, int)):
+                raise TypeError(f"an arm is called {arm.id!r}, {arm.name!r}, seed {arm.seed!r}")
+        environment = values.get("environment")
         return Suite(
             scale=str(values["scale"]),
             started=str(values.get("started", "")),
             command=str(values.get("command", "")),
-            seconds=values.get("seconds"),
-            environment=values.get("environment") or {},
+            seconds=values.get("seconds") if _is_time(values.get("seconds")) else None,
+            environment=environment if isinstance(environment, dict) else {},
             corpus=str(values.get("corpus") or ""),
             arms=arms,
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error!r}); remove it and run the same `reproduce` command again: "
                         "finished runs are kept") from error
+
+
+def _is_time(value: Any) -> TypeGuard[float]:
+    """Return whether a value of a file can be a time in seconds."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1e12
 
 
 def read_results(folder: Path) -> dict[str, Record]:
@@ -202,7 +211,7 @@ def read_record(path: Path) -> Record:
     for number, line in enumerate(lines, start=1):
         try:
             event = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             event = None
         if isinstance(event, dict):
             events.append(event)

@@ -258,7 +258,7 @@ def _now() -> str:
 def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
 
 
@@ -267,6 +267,6 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
     events = []
     with contextlib.suppress(OSError):
         for line in path.read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError, RecursionError):
                 events.append(json.loads(line))
     return events

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_model
 
-from reformer_lab.errors import UserError
+from reformer_lab.errors import UserError, is_out_of_memory
 from reformer_lab.training.files import TEMPORARY, sha256, sync, sync_all, write_json, writing
 from reformer_lab.training.run_folder import final_event
 
@@ -73,9 +73,11 @@ def damage(folder: Path) -> str | None:
             if name not in sums:
                 return f"{CHECKSUMS} does not name {name}"
         for name, expected in sums.items():
+            if Path(name).name != name or not (folder / name).is_file():
+                return f"{CHECKSUMS} names {name!r}, which is no file there"
             if sha256(folder / name) != expected:
                 return f"{name} does not have its checksum"
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         return f"{CHECKSUMS} or a file it names cannot be read ({error})"
     return None
 
@@ -118,8 +120,21 @@ def load_weights(checkpoint: Path, model: torch.nn.Module) -> None:
 
 
 def load_checkpoint(checkpoint: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Fill model and optimiser from a checkpoint; return the counters that were saved with it."""
-    load_weights(checkpoint, model)
-    state = torch.load(checkpoint / STATE, map_location="cpu", weights_only=True)
-    optimizer.load_state_dict(state["optimizer"])
-    return state["counters"]
+    """Fill model and optimiser from a checkpoint; return the counters that were saved with it.
+
+    Raises UserError for one whose sums are right and that is of another run all the same, or was made by hand.
+    """
+    try:
+        load_weights(checkpoint, model)
+        state = torch.load(checkpoint / STATE, map_location="cpu", weights_only=True)
+        optimizer.load_state_dict(state["optimizer"])
+        counters = state["counters"]
+        if not isinstance(counters, dict):
+            raise TypeError("its counters are no dict")
+        return counters
+    except Exception as error:  # torch's readers raise almost anything on a file that is not theirs
+        if is_out_of_memory(error):
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"checkpoint {checkpoint} is not one of this run ({reason}): restore it, or remove its folder to go on "
+                        "from the one before") from error

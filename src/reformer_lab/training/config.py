@@ -150,6 +150,14 @@ class RunConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "RunConfig":
         """Read what `to_dict` wrote; an unknown field is an error that names it."""
+        try:
+            return cls._from_dict(values)
+        except (TypeError, AttributeError, KeyError, OverflowError) as error:  # JSON may hold anything under a name
+            raise UserError(f"a field of the run's configuration is missing or of the wrong kind ({error}): restore its "
+                            "config.json, or start a new run") from None
+
+    @classmethod
+    def _from_dict(cls, values: Mapping[str, Any]) -> "RunConfig":
         parts = known_fields(cls, values, "run")
         parts["model"] = ReformerConfig.from_dict(parts["model"])
         parts["data"] = data_config_from_dict(parts["data"])

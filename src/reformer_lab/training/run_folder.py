@@ -122,11 +122,12 @@ def read_config_file(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if {"config", "digest", "data_fingerprint"} <= set(content):
+        kinds = {"config": dict, "digest": str, "data_fingerprint": str}
+        if all(isinstance(content.get(name), kind) for name, kind in kinds.items()):
             return content
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{folder} is no run folder (it has no config.json): name one that `train` has made") from None
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({error}): choose another folder") from error
     raise UserError(f"{path} is not the configuration of a run: choose another folder")
 

@@ -72,7 +72,7 @@ def read_events(path: Path) -> list[Event]:
     for line in lines:
         try:
             events.append(json.loads(line))
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
     return [event for event in events if isinstance(event, dict)]
 
