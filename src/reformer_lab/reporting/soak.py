@@ -83,7 +83,7 @@ def soak_lines(soak: Soak) -> list[str]:
         f"steps {soak.first:,} to {soak.last:,}: resident memory {soak.resident.value:+,.0f}{interval} bytes a step, at most "
         f"{100 * soak.growth:+.2f} % in all; metrics {soak.metrics_bytes:,.1f} bytes a step, {soak.line_bytes:,.0f} a line",
         *(f"not flat: {failure}" for failure in soak.failures),
-        *(() if soak.failures else ("flat: memory, live tensors and checkpoints did not grow",)),
+        *(() if soak.failures else (f"flat: resident memory within {100 * MOST_GROWTH:.0f} %; live tensors, checkpoints and files did not grow",)),
     ]
 
 
