@@ -29,7 +29,8 @@ CURVES = ("duplication-lsh", *(f"bytes-{name}" for name in STREAMS))
 
 def write_text(path: Path) -> None:
     """Write some 20 kB of words in a random order, the same on every machine."""
-    words = "reversible layers store nothing and hashing finds the keys that matter among all of them".split()
+    text = "reversible layers store nothing and hashing finds the keys that matter among all of them"
+    words = text.split()
     generator = random.Random(11)
     path.write_text(" ".join(generator.choice(words) for _ in range(3500)), encoding="utf-8")
 

@@ -14,7 +14,8 @@ from reformer_lab.training.config import OptimizerConfig
 from reformer_lab.training.optimizers import build_optimizer
 
 KINDS = {
-    "lsh-torch": {"lsh_backend": "torch"}, "lsh-native": {"lsh_backend": "native"}, "lsh-reference": {"lsh_backend": "reference"},
+    "lsh-torch": {"lsh_backend": "torch"}, "lsh-native": {"lsh_backend": "native"},
+    "lsh-reference": {"lsh_backend": "reference"},
     "local": {"attention": ("local",)}, "full": {"attention": ("full",)},
     "full-two-projections": {"attention": ("full",), "shared_qk": False},
     "full-dropout": {"attention": ("full",), "attention_dropout": 0.1},
@@ -75,7 +76,7 @@ def test_a_step_under_deterministic_algorithms(kind: str) -> None:
 
 
 def test_what_is_not_deterministic_is_documented() -> None:
-    """The operators of all steps that add in the order of arrival on a GPU, or of which torch says so, are those of the page."""
+    """The operators of a step that add in the order of arrival on a GPU, or of which torch says so, are those of the page."""
     found = set().union(*(operators_of(kind) for kind in KINDS if kind != "lsh-native"))  # no GPU runs that one
     listed = re.findall(r"^\| `(\w+)`", RELIABILITY.read_text(encoding="utf-8").partition("## Numbers")[2], re.M)
     assert sorted(found & ORDERLESS) == sorted(listed)

@@ -4,7 +4,7 @@ import pytest
 from golden_curves import CURVES, GOLDEN, losses_of, platform_of, read_curve
 
 ELSEWHERE = 1e-3
-"""Relative difference of a loss on another processor or with another torch. With AVX2 and without vector instructions instead of
+"""Relative difference of a loss on another processor or with another torch. With AVX2 and without vectors instead of
 AVX-512 it was 3e-7 at the most; a vector that falls into another bucket for such a digit changes the loss by more."""
 
 

@@ -17,7 +17,8 @@ ROUNDING = 1e-5
 
 def trained(threads: int, folder: Path, scale: str) -> tuple[list[float], dict[str, torch.Tensor]]:
     """Train table 2's first model for a few steps; return the losses and the weights."""
-    run = replace(arms(scale)[0].run, threads=threads, steps=10 if scale == "smoke" else 4, log_every=1, eval_every=None, checkpoint_every=None,
+    steps = 10 if scale == "smoke" else 4
+    run = replace(arms(scale)[0].run, threads=threads, steps=steps, log_every=1, eval_every=None, checkpoint_every=None,
                   stop_at_accuracy=None, eval_limit=8, evaluations=arms(scale)[0].run.evaluations[:1])
     train(run, folder)
     losses = [event["loss"] for event in without_times(folder) if event["event"] == "train"]

@@ -79,11 +79,12 @@ def soak_lines(soak: Soak) -> list[str]:
     """Return the judgement in sentences."""
     low, high = soak.resident.low, soak.resident.high
     interval = "" if low is None or high is None else f" [{low:+,.0f}, {high:+,.0f}]"
+    flat = f"flat: resident memory within {100 * MOST_GROWTH:.0f} %; live tensors, checkpoints and files did not grow"
     return [
         f"steps {soak.first:,} to {soak.last:,}: resident memory {soak.resident.value:+,.0f}{interval} bytes a step, at most "
         f"{100 * soak.growth:+.2f} % in all; metrics {soak.metrics_bytes:,.1f} bytes a step, {soak.line_bytes:,.0f} a line",
         *(f"not flat: {failure}" for failure in soak.failures),
-        *(() if soak.failures else (f"flat: resident memory within {100 * MOST_GROWTH:.0f} %; live tensors, checkpoints and files did not grow",)),
+        *(() if soak.failures else (flat,)),
     ]
 
 
