@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "training": {"ops", "layers", "models", "data", "training", "evaluation"},
     "reporting": {"reporting", "experiments"},
     "experiments": {"ops", "layers", "models", "data", "training", "reporting", "experiments"},
-    "benchmarks": {"ops", "layers", "models", "benchmarks"},
+    "benchmarks": {"ops", "layers", "models", "data", "training", "benchmarks"},
     "integrations": {"ops", "layers", "models", "data", "evaluation", "integrations"},
     "runner": {"models", "data", "training", "evaluation", "benchmarks", "reporting", "experiments", "runner"},
 }

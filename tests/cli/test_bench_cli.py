@@ -205,8 +205,8 @@ def test_bench_of_what_cannot_be_measured(tmp_path: Path, capsys: pytest.Capture
 
 
 def test_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
-    assert HELP.count("  reformer-lab bench") == 9
-    for words in ([], ["attention"], ["scaling"], ["step"], ["memory"], ["figure"]):
+    assert HELP.count("  reformer-lab bench") == 10
+    for words in ([], ["attention"], ["scaling"], ["step"], ["memory"], ["soak"], ["figure"]):
         with pytest.raises(SystemExit) as caught:
             main(["bench", *words, "--help"])
         assert caught.value.code == 0

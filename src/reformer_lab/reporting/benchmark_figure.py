@@ -7,6 +7,7 @@ from pathlib import Path
 from reformer_lab.errors import UserError
 from reformer_lab.reporting.figures import panels_svg, standalone_svg
 from reformer_lab.reporting.section import Figure, Level, Series
+from reformer_lab.reporting.soak import soak_panels
 
 Row = Mapping[str, str]
 
@@ -23,9 +24,10 @@ def draw_benchmark(source: Path, target: Path) -> None:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{source} cannot be read ({error}); give a CSV file that `reformer-lab bench` wrote") from None
-    if not rows or not {"contender", "length", "status", "median"} <= rows[0].keys():
-        raise UserError(f"{source} holds no measurements of `reformer-lab bench attention`, `step` or `scaling`")
-    panels = benchmark_panels(rows)
+    soaked = bool(rows) and {"step", "resident_bytes", "metrics_bytes", "precision"} <= rows[0].keys()
+    if not soaked and (not rows or not {"contender", "length", "status", "median"} <= rows[0].keys()):
+        raise UserError(f"{source} holds no measurements of `reformer-lab bench attention`, `step`, `scaling` or `soak`")
+    panels = soak_panels(rows) if soaked else benchmark_panels(rows)
     drawing = standalone_svg(panels_svg(panels, _title(rows), "benchmark"))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

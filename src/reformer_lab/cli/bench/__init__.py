@@ -7,6 +7,7 @@ from pathlib import Path
 from reformer_lab.cli.bench.attention import run_attention, run_scaling
 from reformer_lab.cli.bench.generation import run_generation
 from reformer_lab.cli.bench.memory import run_memory
+from reformer_lab.cli.bench.soak import run_soak
 from reformer_lab.cli.bench.step import PIECES, run_step
 
 HELP = """\
@@ -21,6 +22,7 @@ examples:
   reformer-lab bench step --preset crime_and_punishment --repeats 1
   reformer-lab bench generate --lengths 1k,4k,16k,32k
   reformer-lab bench memory --depths 2,4,8 --lengths 8k --csv memory.csv
+  reformer-lab bench soak --steps 2000 --csv soak.csv --figure soak.svg
   reformer-lab bench figure attention.csv --figure attention.svg
 
 Contenders take turns, each in a process of its own. transformers and reformer-pytorch take part where they are
@@ -33,13 +35,14 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="reformer-lab bench", description=HELP,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     actions = parser.add_subparsers(dest="action", required=True,
-                                    metavar="attention | scaling | step | generate | memory | figure")
+                                    metavar="attention | scaling | step | generate | memory | soak | figure")
 
     attention = actions.add_parser("attention", help="one attention, alone or with its projections, forward and backward")
     scaling = actions.add_parser("scaling", help="time and memory per token of one attention against length")
     step = actions.add_parser("step", help="a whole training step of a language model")
     generation = actions.add_parser("generate", help="one more token of a text against the length of the text")
     memory = actions.add_parser("memory", help="activations of a training step against depth, length, feed-forward chunk")
+    soak = actions.add_parser("soak", help="whether a long training run grows, in memory or on the disk (CPU)")
     figure = actions.add_parser("figure", help="draw what one of the others wrote with --csv")
 
     lengths = {attention: "1k,4k,16k", scaling: "8k,16k,32k,64k,128k,256k", memory: "4k,16k,64k"}
@@ -91,12 +94,15 @@ def main(argv: list[str]) -> int:
         action.add_argument("--csv", type=Path, metavar="FILE", help="write every point to this file too")
     figure.add_argument("source", type=Path, metavar="CSV", help="a file that --csv wrote")
     figure.add_argument("--figure", type=Path, metavar="FILE.svg", required=True, help="what to draw")
-    for action in (attention, scaling, step):
+    soak.add_argument("--steps", type=int, default=2000, help="optimiser steps (%(default)s)")
+    soak.add_argument("--threads", type=int, help="threads of the training process (torch's default)")
+    soak.add_argument("--csv", type=Path, metavar="FILE", help="write every sample to this file too")
+    for action in (attention, scaling, step, soak):
         action.add_argument("--figure", type=Path, metavar="FILE.svg", help="draw the rows of --csv into this file")
     arguments = parser.parse_args(argv)
     actions_by_name: dict[str, Callable[[argparse.Namespace], int]] = {
         "attention": run_attention, "scaling": run_scaling, "step": run_step, "generate": run_generation, "memory": run_memory,
-        "figure": _figure}
+        "soak": run_soak, "figure": _figure}
     return actions_by_name[arguments.action](arguments)
 
 
