@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import load_model
@@ -26,6 +26,14 @@ KEPT = 2
 """Checkpoints that are kept: the newest, and one in case it is damaged."""
 
 
+class HasState(Protocol):
+    """An optimiser, or what stands for one."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> None: ...
+
+
 def steps_of(folder: Path) -> list[int]:
     """Return the steps of the checkpoints in `folder`, oldest first."""
     if not folder.is_dir():
@@ -33,7 +41,7 @@ def steps_of(folder: Path) -> list[int]:
     return sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdecimal())
 
 
-def save_checkpoint(folder: Path, model: Any, optimizer: torch.optim.Optimizer, counters: dict[str, Any]) -> Path:
+def save_checkpoint(folder: Path, model: Any, optimizer: HasState, counters: dict[str, Any]) -> Path:
     """Write the checkpoint of step `counters["step"]` and remove all but the newest two; return its folder.
 
     `counters` holds numbers and text only. Checkpoints of later steps are remains of a damaged end and go too.
@@ -117,9 +125,14 @@ def load_weights(checkpoint: Path, model: torch.nn.Module) -> None:
     load_model(model, checkpoint / WEIGHTS)
 
 
-def load_checkpoint(checkpoint: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def load_checkpoint(checkpoint: Path, model: torch.nn.Module, optimizer: HasState) -> dict[str, Any]:
     """Fill model and optimiser from a checkpoint; return the counters that were saved with it."""
     load_weights(checkpoint, model)
+    return load_state(checkpoint, optimizer)
+
+
+def load_state(checkpoint: Path, optimizer: HasState) -> dict[str, Any]:
+    """Fill the optimiser from a checkpoint; return the counters that were saved with it."""
     state = torch.load(checkpoint / STATE, map_location="cpu", weights_only=True)
     optimizer.load_state_dict(state["optimizer"])
     return state["counters"]
