@@ -18,6 +18,7 @@ EXTRAS = {
     "reformer_lab.integrations.huggingface_cache": "transformers",
     "reformer_lab.integrations.huggingface_model": "transformers",
     "reformer_lab.integrations.fastai": "fastai",
+    "reformer_lab.runner.cluster": "ray",
 }
 """Modules that import an extra, and are themselves imported when they are used."""
 MODULES = sorted(
