@@ -25,7 +25,7 @@ examples:
   reformer-lab reproduce --scale small --data ~/texts     # the folder that holds books.zip
   reformer-lab reproduce --scale gpu --minutes 8          # a piece of it; again and again, until the exit code is not 3
   reformer-lab reproduce --scale small --corpus novel.txt # another text for the language models
-  reformer-lab reproduce --scale small --engine ray --address auto --output /shared/small      # on a Ray cluster
+  reformer-lab reproduce --scale small --engine ray --address auto --output /shared/small    # on a Ray cluster
 """
 
 EXIT_LEFT = 3
@@ -49,9 +49,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--minutes", type=float, metavar="M",
                         help="stop after M minutes, with exit code 3 if something is left; the same command goes on from there")
     parser.add_argument("--engine", choices=("local", "ray"), default="local",
-                        help="where to run: this machine, or a Ray cluster that sees the output folder (%(default)s)")
+                        help="where to run: this machine, or a Ray cluster (%(default)s)")
     parser.add_argument("--address", metavar="HOST:PORT",
-                        help="the Ray cluster; auto: the one that this machine is part of (left out: $RAY_ADDRESS, or this machine alone)")
+                        help="the Ray cluster; auto: the one that this machine is part of (left out: $RAY_ADDRESS, or this "
+                        "machine alone)")
     arguments = parser.parse_args(argv)
 
     from reformer_lab.experiments.claim import SCALES, check_scale

@@ -5,7 +5,6 @@ machine is started again, and a training goes on from its checkpoint. Progress a
 """
 
 import contextlib
-import fcntl
 import os
 import threading
 import time
@@ -26,7 +25,6 @@ from reformer_lab.runner.process import WorkerProcess
 TRIES = 4
 """Starts of an arm whose worker is lost each time."""
 _REPORT_SECONDS = 0.25
-_LOCK_SECONDS = 120.0
 _STOP_SECONDS = 60.0
 
 
@@ -100,6 +98,7 @@ class RemoteWorker:
     def __init__(self, resources: Resources, arguments: tuple[Any, ...], say: Callable[[str], None]) -> None:
         self.done, self.total, self.text = 0, 0, "waiting for room"
         self.error: str | None = None
+        self.cause: str | None = None
         self._resources, self._arguments, self._say = resources, arguments, say
         self._start = time.monotonic()
         self._seconds: float | None = None
@@ -167,7 +166,8 @@ class RemoteWorker:
                 self.done, self.total = message.get("done", self.done), message.get("total", self.total)
                 self.text = message.get("text", self.text)
                 if "code" in message:
-                    code, self.error, self._seconds = message["code"], message["error"], message["seconds"]
+                    code, self._seconds = message["code"], message["seconds"]
+                    self.error, self.cause = message["error"], message["cause"]
         except ray.exceptions.RayTaskError as error:  # an error of our own, on the other machine
             self.error, code = str(error.cause).strip().splitlines()[-1], 1
         except ray.exceptions.TaskCancelledError:
@@ -190,7 +190,6 @@ def _task(
     if not output.parent.parent.joinpath("suite.json").exists():
         raise UserError(f"{output.parent.parent} is not the suite's folder on {os.uname().nodename}: "
                         "give an --output that every machine sees under this path")
-    _wait_for_lock(output / "run.lock")
     process = WorkerProcess(job, Path(job_file), Path(log_file), threads)
     shown: tuple[Any, ...] = ()
     try:
@@ -201,19 +200,10 @@ def _task(
                 yield {"done": now[0], "total": now[1], "text": now[2]}
             time.sleep(_REPORT_SECONDS)
         error = process.failure(code) if code else None
-        yield {"done": process.done, "total": process.total, "code": code, "error": error, "seconds": process.seconds}
+        yield {"done": process.done, "total": process.total, "code": code, "error": error, "cause": process.cause,
+               "seconds": process.seconds}
     finally:
         process.stop()
         with contextlib.suppress(Exception):
             process.wait(_STOP_SECONDS)
         process.kill()
-
-
-def _wait_for_lock(path: Path) -> None:
-    """Wait until nobody runs in the folder: a worker that has lost its task writes a checkpoint before it ends."""
-    deadline = time.monotonic() + _LOCK_SECONDS
-    while path.exists() and time.monotonic() < deadline:
-        with contextlib.suppress(OSError), path.open("r+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        time.sleep(_REPORT_SECONDS)

@@ -197,11 +197,12 @@ class _Engine:
         output = self._output.resolve() if self._cluster else self._output
         job = {"kind": arm.kind, "config": arm.run.to_dict(), "output": str(output / "runs" / arm.id)}
         logs = output / "logs"
+        files = (logs / f"{arm.id}.json", logs / f"{arm.id}.log")
         threads = getattr(arm.run, "threads", None)
         with writing(logs):
             if self._cluster:
-                return self._cluster.start(arm, job, logs / f"{arm.id}.json", logs / f"{arm.id}.log", threads, self._display.say)
-            return WorkerProcess(job, logs / f"{arm.id}.json", logs / f"{arm.id}.log", threads)
+                return self._cluster.start(arm, job, *files, threads, self._display.say)
+            return WorkerProcess(job, *files, threads)
 
     def _finish(self, arm: Arm, label: str, process: Worker, code: int) -> None:
         run = self._output / "runs" / arm.id

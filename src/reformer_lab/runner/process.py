@@ -24,6 +24,8 @@ class Worker(Protocol):
     """Steps in all; 0 until the worker has said so."""
     text: str
     """The worker's last word on how it goes."""
+    cause: str | None
+    """"out of memory", where it failed for that."""
 
     @property
     def seconds(self) -> float:
