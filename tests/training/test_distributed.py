@@ -24,14 +24,13 @@ MODELS = {
     "reversible": tiny_model(**TRAPS),
     "tied": tiny_model(**TRAPS, tie_embeddings=True, loss_chunk_length=7),
     "stored": tiny_model(**TRAPS, reversible=False),
-    "regular-tied": tiny_model(**TRAPS, reversible=False, residual_streams=1, tie_embeddings=True),
 }
 RUNS: dict[str, RunConfig] = {name: tiny_run(model=model, accumulation=2) for name, model in MODELS.items()}
-RUNS["uneven-evaluation"] = tiny_run(accumulation=2, eval_batch_size=3)
+RUNS["stored"] = tiny_run(model=MODELS["stored"], accumulation=2, eval_batch_size=3)  # in 3, 3 and 2
 RUNS["four-pieces"] = tiny_run(accumulation=4)
 RUNS["larger-batch"] = tiny_run(model=tiny_model(attention=("full",), dropout=0.0), eval_batch_size=4)
 RUNS["stopped"] = RUNS["to-one"] = RUNS["from-one"] = tiny_run(accumulation=2, checkpoint_every=None)
-SHARDED = ("reversible", "tied", "stored", "regular-tied", "four-pieces", "larger-batch")
+SHARDED = ("tied", "stored", "four-pieces")
 STOPPED = {"stopped": [1, 3], "to-one": [0, 5]}
 """Rank and step of the process that is told to stop."""
 
@@ -42,6 +41,7 @@ def cases(folder: Path) -> list[dict[str, Any]]:
         case = {"config": run.to_dict(), "output": str(folder / name)}
         found += [{**case, "stop": STOPPED[name]}] if name in STOPPED else []
         found += [case] if name != "to-one" else []
+    found.append({"config": RUNS["tied"].to_dict(), "output": str(folder / "unused"), "find_unused": True})
     for name in SHARDED:
         found.append({"config": RUNS[name].to_dict(), "output": str(folder / f"sharded {name}"), "shard": True})
     for name in (*STOPPED, "whole", "from-one"):
@@ -111,6 +111,10 @@ def test_two_processes_train_what_one_does(name: str, together: Path, alone: Pat
     (assert_same if RUNS[name].accumulation == 2 else assert_close)(together / name, alone / name)
 
 
+def test_looking_for_unused_parameters_changes_nothing(together: Path, alone: Path) -> None:
+    assert_same(together / "unused", alone / "tied")
+
+
 @pytest.mark.parametrize("name", SHARDED)
 def test_sharded_processes_train_what_one_does(name: str, together: Path, alone: Path) -> None:
     assert_close(together / f"sharded {name}", alone / name)
@@ -174,16 +178,16 @@ def test_a_mistake_is_said_once(words: tuple[str, ...], message: str, tmp_path: 
     assert not any("Traceback" in errors for _, _, errors in found)
 
 
-def test_a_killed_process_ends_the_others_with_a_message(tmp_path: Path) -> None:
-    case = {"config": RUNS["stored"].to_dict(), "output": str(tmp_path / "run"), "kill": [1, 6]}
+def test_a_killed_process_ends_the_others_with_a_message(tmp_path: Path, alone: Path) -> None:
+    run = tiny_run(accumulation=2)
+    case = {"config": run.to_dict(), "output": str(tmp_path / "run"), "kill": [1, 6]}
     (tmp_path / "cases.json").write_text(json.dumps([case]))
     (code, _, errors), (killed, _, _) = ends(start([str(WORKER), str(tmp_path / "cases.json")]))
     assert (code, killed) == (1, -9)
     assert "process 0 of 2 lost another one" in errors
     assert "the same call goes on from the last checkpoint" in errors
-    train(RUNS["stored"], tmp_path / "run")
-    train(RUNS["stored"], tmp_path / "whole")
-    assert_same(tmp_path / "run", tmp_path / "whole")
+    train(run, tmp_path / "run")
+    assert_same(tmp_path / "run", alone / "stopped")
 
 
 def test_a_signal_that_a_launcher_passes_on_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,6 +75,8 @@ def main(argv: list[str]) -> int:
     config = run_config(arguments)
     name = Path(arguments.corpus).stem if arguments.corpus else arguments.preset
     output = arguments.output or Path("runs") / f"{name}-{config.digest()}"
+    if os.environ.get("RANK", "0") == "0":  # of several processes, the first one speaks
+        print(f"run folder: {output}")
 
     from reformer_lab.training.display import Display, scores
     from reformer_lab.training.loop import train

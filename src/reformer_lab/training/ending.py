@@ -23,7 +23,8 @@ def run_and_end(program: Callable[[], int | None]) -> NoReturn:
         code = program() or 0
     except SystemExit as leaving:
         code = exit_code(leaving)
-    except BaseException:
+    except BaseException as error:
+        code = 130 if isinstance(error, KeyboardInterrupt) else 1
         with contextlib.suppress(Exception):
             sys.excepthook(*sys.exc_info())
     finally:
