@@ -30,7 +30,7 @@ RUNS["stored"] = tiny_run(model=MODELS["stored"], accumulation=2, eval_batch_siz
 RUNS["four-pieces"] = tiny_run(accumulation=4)
 RUNS["larger-batch"] = tiny_run(model=tiny_model(attention=("full",), dropout=0.0), eval_batch_size=4)
 RUNS["stopped"] = RUNS["to-one"] = RUNS["from-one"] = tiny_run(accumulation=2, checkpoint_every=None)
-SHARDED = ("tied", "stored", "four-pieces")
+SHARDED = ("tied", "four-pieces")
 STOPPED = {"stopped": [1, 3], "to-one": [0, 5]}
 """Rank and step of the process that is told to stop."""
 

@@ -57,7 +57,13 @@ class Processes:
         if self.count == 1:
             return
         if error is None:
-            self.wait()  # none is gone while another one still writes
+            try:
+                self.wait()  # none is gone while the first one still writes
+                return
+            except Exception as lost:
+                if self.is_first:
+                    return  # all is written
+                error = lost
         if not isinstance(error, Exception) or isinstance(error, BrokenPipeError):
             return  # after signals, and when nobody reads the output, all leave as they have agreed
         if not self._fails_first():
@@ -68,6 +74,8 @@ class Processes:
                             "machine is gone): the same call goes on from the last checkpoint") from error
         if not isinstance(error, UserError):
             error.add_note(f"in process {self.rank} of {self.count}")
+        if kind is None:
+            raise error
 
     def _fails_first(self) -> bool:
         try:
