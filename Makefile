@@ -12,6 +12,7 @@ OUTPUT ?= reproduction/$(SCALE)
 PEERS_VENV ?= .venv-peers
 TRITON_VENV ?= .venv-triton
 FASTAI_VENV ?= .venv-fastai
+CLUSTER_VENV ?= .venv-cluster
 BENCH_OUTPUT ?= results/benchmarks
 BENCH_LENGTHS ?= 1k,2k,4k,8k,16k,32k,64k
 BENCH_SECONDS ?= 300
@@ -20,7 +21,7 @@ bench_files = --csv $(BENCH_OUTPUT)/$(1).csv --figure $(BENCH_OUTPUT)/$(1).svg
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: reproduce test test-all test-triton test-hf test-fastai lint bench bench-gpu bench-environment gpu clean
+.PHONY: reproduce test test-all test-triton test-hf test-fastai test-cluster lint bench bench-gpu bench-environment gpu clean
 
 reproduce: $(VENV)/.installed
 	$(BIN)/reformer-lab reproduce --scale $(SCALE) --output $(OUTPUT)
@@ -28,7 +29,7 @@ reproduce: $(VENV)/.installed
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q --durations=10
 
-test-all: test test-triton test-hf test-fastai
+test-all: test test-triton test-hf test-fastai test-cluster
 
 # The kernels for GPUs in triton's interpreter, and compiled for a GPU that need not be there. triton exists for Linux alone.
 test-triton: $(TRITON_VENV)/.installed
@@ -41,6 +42,10 @@ test-hf: $(PEERS_VENV)/.installed
 # Our models and data in fastai's Learner, and the worked example.
 test-fastai: $(FASTAI_VENV)/.installed
 	OMP_NUM_THREADS=1 $(FASTAI_VENV)/bin/python -m pytest tests/integrations/test_fastai.py -n 2 --dist worksteal -q --durations=5
+
+# Suites of experiments on a Ray cluster of two nodes, both on this machine.
+test-cluster: $(CLUSTER_VENV)/.installed
+	OMP_NUM_THREADS=1 $(CLUSTER_VENV)/bin/python -m pytest tests/runner/test_ray.py -q --durations=5
 
 gpu:
 	PYTHON=$(PYTHON) scripts/gpu.sh $(OUT)
@@ -97,5 +102,12 @@ $(FASTAI_VENV)/.installed: pyproject.toml constraints-fastai.txt
 	$(FASTAI_VENV)/bin/python -m pip install --constraint constraints-fastai.txt --no-deps fastai==2.8.12
 	touch $@
 
+$(CLUSTER_VENV)/.installed: pyproject.toml constraints-cluster.txt
+	$(PYTHON) -m venv $(CLUSTER_VENV)
+	$(CLUSTER_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-cluster.txt \
+	  --editable ".[test,cluster]"
+	$(CLUSTER_VENV)/bin/python -m pip check
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(PEERS_VENV) $(TRITON_VENV) $(FASTAI_VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PEERS_VENV) $(TRITON_VENV) $(FASTAI_VENV) $(CLUSTER_VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -4,8 +4,10 @@ import contextlib
 import doctest
 import importlib
 import io
+import os
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -60,9 +62,13 @@ def test_tests_that_reliability_names_exist() -> None:
             assert re.search(rf"^def {function}\(", (ROOT / path).read_text(encoding="utf-8"), re.M), f"{path}::{function}"
 
 
-@pytest.mark.parametrize("page", ["README.md", "benchmarks.md", "gpu.md", "migrating.md"])
+@pytest.mark.parametrize("page", ["README.md", "benchmarks.md", "gpu.md", "migrating.md", "many-gpus.md", "many-nodes.md",
+                                  "slurm.md"])
 def test_commands_in_the_pages_exist(page: str) -> None:
-    commands = [shlex.split(line, comments=True) for line in re.findall(r"^    (reformer-lab .*)$", PAGES[page], re.M)]
+    lines = re.findall(r"^    (?:torchrun .* -m (?=reformer_lab )|sbatch (?=examples/))?((?:reformer.lab|examples/\S+) .*)$",
+                       PAGES[page], re.M)
+    lines = [line.replace("examples/slurm_train.sh", "reformer-lab train") for line in lines]
+    commands = [shlex.split(line, comments=True) for line in lines]
     assert commands
     for command in commands:
         assert command[1] in VERBS, command
@@ -79,3 +85,24 @@ def help_of(module: object) -> str:
     with contextlib.redirect_stdout(output), pytest.raises(SystemExit):
         module.main(["--help"])  # type: ignore[attr-defined]
     return output.getvalue()
+
+
+@pytest.mark.parametrize("code", [0, 2, 143])
+def test_the_slurm_script(code: int, tmp_path: Path) -> None:
+    """With stand-ins for Slurm's commands and ours: what the processes are told, and what is put back into the queue."""
+    stand_ins = {
+        "scontrol": 'if [ "$1" = show ]; then echo first; echo second; else echo "$@" >> "$LOG"; fi',
+        "srun": 'shift; SLURM_PROCID=5 SLURM_LOCALID=1 exec "$@"',
+        "reformer-lab": 'echo "$RANK $LOCAL_RANK $WORLD_SIZE $MASTER_ADDR $MASTER_PORT $@" >> "$LOG"; exit "$CODE"',
+    }
+    for name, lines in stand_ins.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{lines}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "LOG": str(tmp_path / "log"), "CODE": str(code),
+                   "SLURM_JOB_ID": "40007", "SLURM_JOB_NODELIST": "n", "SLURM_NTASKS": "8", "SLURM_NTASKS_PER_NODE": "4"}
+    script = str(ROOT / "examples" / "slurm_train.sh")
+    ended = subprocess.run(["bash", script, "--corpus", "my novel.txt"], env=environment, check=False)
+    assert ended.returncode == code
+    told, *requeued = (tmp_path / "log").read_text().splitlines()
+    assert told == "5 1 8 first 20007 train --corpus my novel.txt"
+    assert requeued == (["requeue 40007"] if code == 143 else [])

@@ -18,6 +18,7 @@ EXTRAS = {
     "reformer_lab.integrations.huggingface_cache": "transformers",
     "reformer_lab.integrations.huggingface_model": "transformers",
     "reformer_lab.integrations.fastai": "fastai",
+    "reformer_lab.runner.cluster": "ray",
 }
 """Modules that import an extra, and are themselves imported when they are used."""
 MODULES = sorted(
@@ -40,7 +41,7 @@ MAY_IMPORT = {
 """Folders that a folder may import from, beside errors, folders, seeds and terminal; the command line may import all."""
 TORCH_FREE = (
     "reformer_lab", "reformer_lab.cli.main", "reformer_lab.cli.list", "reformer_lab.models.config",
-    "reformer_lab.models.presets", "reformer_lab.data.config", "reformer_lab.training.config",
+    "reformer_lab.models.presets", "reformer_lab.data.config", "reformer_lab.training.config", "reformer_lab.training.ending",
     "reformer_lab.experiments.registry", "reformer_lab.reporting.records", "reformer_lab.reporting.page",
 )  # fmt: skip
 

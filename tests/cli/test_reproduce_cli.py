@@ -90,7 +90,9 @@ def test_what_reproduce_asks_of_the_engine(
 ) -> None:
     calls = []
 
-    def run_suite(plan: Plan, output: Path, *, workers: int | None, minutes: float | None, command: str) -> SuiteOutcome:
+    def run_suite(plan: Plan, output: Path, *, workers: int | None, minutes: float | None, command: str,
+                  cluster: object) -> SuiteOutcome:
+        assert cluster is None
         assert plan.corpus == ("novel.txt" if "novel.txt" in command else "")
         calls.append((plan.scale, list(plan.entries), output, workers, command))
         from reformer_lab.reporting.records import Suite
@@ -122,4 +124,15 @@ def test_what_reproduce_asks_of_the_engine(
     assert out.splitlines()[-1] == "report: reproduction/index.html"
     assert main(["report", "reproduction/smoke"]) == 0
     assert "report: reproduction/smoke/report/index.html" in capsys.readouterr().out
-    assert module.HELP.count("reformer-lab reproduce") == 6
+    assert module.HELP.count("reformer-lab reproduce") == 7
+
+
+def test_the_ray_engine_where_it_cannot_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    error = error_of(capsys, "reproduce", "--scale", "smoke", "--only", "speed", "--engine", "ray")
+    assert "pip install 'reformer-lab[cluster]'" in error
+    assert "--engine ray alone" in error_of(capsys, "reproduce", "--scale", "smoke", "--address", "auto")
+    assert list(tmp_path.iterdir()) == []

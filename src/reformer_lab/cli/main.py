@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from reformer_lab import __version__
 from reformer_lab.errors import UserError
+from reformer_lab.training.ending import is_one_of_several, run_and_end
 
 VERBS = {
     "list": "experiments, scales, claims and presets",
@@ -51,7 +52,13 @@ goes on where it was.
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command line (without the program's name) and return its exit code."""
+    """Run one command line (without the program's name) and return its exit code; as one of several processes, end with it."""
+    if is_one_of_several():
+        run_and_end(lambda: _run(argv))
+    return _run(argv)
+
+
+def _run(argv: list[str] | None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     on_a_terminal = sys.stdout.isatty()
     try:

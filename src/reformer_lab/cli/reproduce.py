@@ -1,10 +1,18 @@
 """`reformer-lab reproduce`: runs the paper's experiments and ends in a report."""
 
 import argparse
+import contextlib
+import importlib.util
 import os
 import shlex
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from reformer_lab.errors import UserError
+
+if TYPE_CHECKING:
+    from reformer_lab.runner.cluster import Cluster
 
 HELP = """\
 Run the paper's experiments at one scale, write the report, print the verdicts. Ctrl-C and kill leave everything that is done:
@@ -17,6 +25,7 @@ examples:
   reformer-lab reproduce --scale small --data ~/texts     # the folder that holds books.zip
   reformer-lab reproduce --scale gpu --minutes 8          # a piece of it; again and again, until the exit code is not 3
   reformer-lab reproduce --scale small --corpus novel.txt # another text for the language models
+  reformer-lab reproduce --scale small --engine ray --address auto --output /shared/small    # on a Ray cluster
 """
 
 EXIT_LEFT = 3
@@ -39,9 +48,13 @@ def main(argv: list[str]) -> int:
                         help="trainings at once (one for each processor; on a GPU one, or four small ones)")
     parser.add_argument("--minutes", type=float, metavar="M",
                         help="stop after M minutes, with exit code 3 if something is left; the same command goes on from there")
+    parser.add_argument("--engine", choices=("local", "ray"), default="local",
+                        help="where to run: this machine, or a Ray cluster (%(default)s)")
+    parser.add_argument("--address", metavar="HOST:PORT",
+                        help="the Ray cluster; auto: the one that this machine is part of (left out: $RAY_ADDRESS, or this "
+                        "machine alone)")
     arguments = parser.parse_args(argv)
 
-    from reformer_lab.errors import UserError
     from reformer_lab.experiments.claim import SCALES, check_scale
     from reformer_lab.experiments.registry import get_experiments
     from reformer_lab.folders import DATA_VARIABLE
@@ -53,6 +66,8 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--workers {arguments.workers}: must be at least 1")
     if arguments.minutes is not None and not arguments.minutes > 0:
         raise UserError(f"--minutes {arguments.minutes:g}: must be above 0")
+    if arguments.address is not None and arguments.engine != "ray":
+        raise UserError(f"--address {arguments.address}: has a meaning with --engine ray alone; leave it out, or add that")
     if arguments.data is not None:
         if not arguments.data.is_dir():
             raise UserError(f"--data {arguments.data}: no such folder")
@@ -73,7 +88,10 @@ def main(argv: list[str]) -> int:
                         + ("run `reformer-lab data download enwik8` once" if path == "enwik8"
                            else "give the folder that holds it with --data")
                         + ", or another text with --corpus, or name other experiments with --only")
-    outcome = run_suite(plan, output, workers=arguments.workers, minutes=arguments.minutes, command=command)
+    with contextlib.ExitStack() as connected:
+        cluster = connected.enter_context(connect(arguments.address)) if arguments.engine == "ray" else None
+        outcome = run_suite(plan, output, workers=arguments.workers, minutes=arguments.minutes, command=command,
+                            cluster=cluster)
     print_report(output)
     for label, error in outcome.failed.items():
         print(f"reformer-lab: {label} failed: {error}; the same command tries it again", file=sys.stderr)
@@ -83,3 +101,12 @@ def main(argv: list[str]) -> int:
               "the same command goes on from here", file=sys.stderr)
         return EXIT_LEFT
     return 1 if outcome.failed else 0
+
+
+def connect(address: str | None) -> "Cluster":
+    """Connect to a Ray cluster. Raises UserError where Ray is not installed or does not answer."""
+    if importlib.util.find_spec("ray") is None:
+        raise UserError("--engine ray needs Ray, which is not installed: pip install 'reformer-lab[cluster]', on every machine")
+    from reformer_lab.runner.cluster import Cluster
+
+    return Cluster(address)

@@ -1,5 +1,6 @@
 """`reformer-lab train`: any text file, or the tasks of the paper, into a run folder."""
 
+import contextlib
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ examples:
   reformer-lab train --corpus novel.txt
   reformer-lab train --corpus novel.txt --output runs/novel --steps 5000 --model.num-hashes 8
   reformer-lab train --preset duplication_cpu --batch-size 32 --steps 1000
+  torchrun --nproc-per-node 4 -m reformer_lab train --corpus novel.txt --batch-size 8   # four processes, two sequences each
 """
 
 
@@ -58,6 +60,8 @@ class TrainArguments:
     """Steps between two lines of metrics.jsonl."""
     threads: int | None = None
     """CPU threads. Left out: as torch chooses."""
+    shard: bool = False
+    """Under a launcher: the processes share out parameters, gradients and Adam's state (FSDP2)."""
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(learning_rate=2e-3, schedule="warmup_cosine"))
     """Optimiser and schedule."""
@@ -71,17 +75,28 @@ def main(argv: list[str]) -> int:
     config = run_config(arguments)
     name = Path(arguments.corpus).stem if arguments.corpus else arguments.preset
     output = arguments.output or Path("runs") / f"{name}-{config.digest()}"
-    print(f"run folder: {output}")
+    if os.environ.get("RANK", "0") == "0":  # of several processes, the first one speaks
+        print(f"run folder: {output}")
 
     from reformer_lab.training.display import Display, scores
     from reformer_lab.training.loop import train
+    from reformer_lab.training.processes import Processes
 
-    with Display(config.steps, config.data.unit) as display:
-        final = train(config, output, display)
-        own = final["evaluations"]["own"]
-        display.say(f"{config.final_split}, {own['targets']:,} {display.unit}s: {scores(own, display.unit)}")
-        display.say(f"next: reformer-lab evaluate {output} --split test")
+    processes, display = Processes(), None
+    with contextlib.ExitStack() as showing:
+        if processes.is_first:
+            display = showing.enter_context(Display(config.steps, config.data.unit))
+        final = train(config, output, display, shard=arguments.shard or sharding_launcher())
+        if display is not None:
+            own = final["evaluations"]["own"]
+            display.say(f"{config.final_split}, {own['targets']:,} {display.unit}s: {scores(own, display.unit)}")
+            display.say(f"next: reformer-lab evaluate {output} --split test")
     return 0
+
+
+def sharding_launcher() -> bool:
+    """Whether `accelerate launch --use_fsdp` has started this process."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true")
 
 
 def parse(argv: list[str]) -> TrainArguments:

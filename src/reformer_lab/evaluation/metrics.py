@@ -36,6 +36,28 @@ class Metrics:
         return {"loss": self.loss, "bits": self.bits, "accuracy": self.accuracy, "targets": self.targets}
 
 
+@dataclass(frozen=True)
+class Score:
+    """Sums over one batch."""
+
+    nats: float = 0.0
+    """Over its counted targets."""
+    targets: int = 0
+    """Targets counted."""
+    right: int | None = 0
+    """Targets that the most probable token equals. None without logits."""
+
+    @classmethod
+    def of(cls, loss: "Tensor", logits: "Tensor | None", targets: "Tensor") -> "Score":
+        """Score a batch: mean loss () over the counted targets, logits (B, L, V) or None, targets (B, L)."""
+        counted = targets != IGNORED
+        number = int(counted.sum())
+        if number == 0:
+            return cls()  # the loss of no target is no number
+        right = None if logits is None else int(((logits.argmax(-1) == targets) & counted).sum())
+        return cls(float(loss) * number, number, right)
+
+
 class Tally:
     """Adds up nats, right guesses and targets over batches, in double precision."""
 
@@ -46,16 +68,16 @@ class Tally:
 
     def add(self, loss: "Tensor", logits: "Tensor | None", targets: "Tensor") -> None:
         """Add a batch: mean loss () over the counted targets, logits (B, L, V) or None, targets (B, L)."""
-        counted = targets != IGNORED
-        number = int(counted.sum())
-        if number == 0:
-            return  # nothing to add
-        self.nats += float(loss) * number
-        self.targets += number
-        if logits is None:
+        self.add_score(Score.of(loss, logits, targets))
+
+    def add_score(self, score: Score) -> None:
+        """Add a batch that was scored already. One without targets changes nothing."""
+        self.nats += score.nats
+        self.targets += score.targets
+        if score.right is None or self.right is None:
             self.right = None
-        elif self.right is not None:
-            self.right += int(((logits.argmax(-1) == targets) & counted).sum())
+        else:
+            self.right += score.right
 
     def metrics(self) -> Metrics:
         """Return the means so far; the sums must not be empty."""

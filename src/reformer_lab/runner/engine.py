@@ -18,16 +18,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from reformer_lab.errors import UserError
 from reformer_lab.experiments.claim import Arm
 from reformer_lab.reporting.records import Suite, read_record, read_suite, remove_leftovers, write_record
 from reformer_lab.runner.display import Display
 from reformer_lab.runner.plan import Plan, on_one_gpu
-from reformer_lab.runner.process import WorkerProcess
+from reformer_lab.runner.process import Worker, WorkerProcess
 from reformer_lab.training.files import writing
 from reformer_lab.training.locks import release_lock, take_lock
+
+if TYPE_CHECKING:
+    from reformer_lab.runner.cluster import Cluster
 
 LOCK = ".lock"
 _POLL_SECONDS = 0.1
@@ -46,14 +49,16 @@ class SuiteOutcome:
     """Labels of the arms that the time did not suffice for."""
 
 
-def run_suite(plan: Plan, output: Path, *, workers: int | None = None, minutes: float | None = None, command: str = "",
-              display: Display | None = None) -> SuiteOutcome:
+def run_suite(
+    plan: Plan, output: Path, *, workers: int | None = None, minutes: float | None = None, command: str = "",
+    display: Display | None = None, cluster: "Cluster | None" = None,
+) -> SuiteOutcome:  # fmt: skip
     """Run what is not yet finished of `plan` under `output`.
 
     `workers`: trainings at once; None: one for each processor, or what the plan gives one CUDA device. `minutes`: after so
     many nothing new is started and what runs is stopped, to go on at the next call. `command`: the command line, for the
-    record. Raises UserError for a folder that cannot be used, before anything is run or written there. When interrupted,
-    stops the workers, which write their checkpoints, and raises on.
+    record. `cluster`: where the arms run; None: here. Raises UserError for a folder that cannot be used, before anything is
+    run or written there. When interrupted, stops the workers, which write their checkpoints, and raises on.
     """
     before = open_folder(output, plan)
     with _only_one(output):
@@ -73,12 +78,13 @@ def run_suite(plan: Plan, output: Path, *, workers: int | None = None, minutes: 
         waiting = [arm for arm in plan.arms.values() if not is_finished(output, arm)]
         display = display or Display(len(plan.arms), len(plan.arms) - len(waiting))
         deadline = math.inf if minutes is None else start + 60 * minutes
-        engine = _Engine(plan, output, environment, display, deadline)
+        engine = _Engine(plan, output, environment, display, deadline, cluster)
         try:
             with display:
                 todo = {arm.id for arm in waiting}
                 trainings = [arm for arm in plan.trainings if arm.id in todo]
-                for group, at_once in [(trainings, workers)] if workers else groups(trainings):
+                given = workers or (cluster.at_once if cluster else None)
+                for group, at_once in [(trainings, given)] if given else groups(trainings):
                     engine.run(group, at_once)
                 engine.run([arm for arm in plan.measurements if arm.id in todo], 1)
         finally:
@@ -147,16 +153,18 @@ def available_processors() -> int:
 class _Engine:
     """The state of one call: what failed so far, and what is shown."""
 
-    def __init__(self, plan: Plan, output: Path, environment: Mapping[str, Any], display: Display, deadline: float) -> None:
+    def __init__(self, plan: Plan, output: Path, environment: Mapping[str, Any], display: Display, deadline: float,
+                 cluster: "Cluster | None" = None) -> None:
         self.failed: dict[str, str] = {}
         self.left: list[str] = []
         self._deadline, self._started = deadline, 0
         self._plan, self._output, self._environment, self._display = plan, output, environment, display
+        self._cluster = cluster
 
     def run(self, arms: list[Arm], workers: int) -> None:
         """Run `arms`, `workers` at a time, and write their result files."""
         waiting = list(arms)
-        running: dict[str, tuple[Arm, WorkerProcess]] = {}
+        running: dict[str, tuple[Arm, Worker]] = {}
         try:
             while waiting or running:
                 if time.monotonic() >= self._deadline and not self._must_end(running):
@@ -180,19 +188,23 @@ class _Engine:
             self._stop([process for _, process in running.values()])
             raise
 
-    def _must_end(self, running: Mapping[str, tuple[Arm, WorkerProcess]]) -> bool:
+    def _must_end(self, running: Mapping[str, tuple[Arm, Worker]]) -> bool:
         """Whether the time must wait: a measurement cannot be taken up again. One that had the whole time, and needs more,
         would else never come to its end."""
         return self._started == 1 and any(arm.kind == "measurement" for arm, _ in running.values())
 
-    def _start(self, arm: Arm) -> WorkerProcess:
-        job = {"kind": arm.kind, "config": arm.run.to_dict(), "output": str(self._output / "runs" / arm.id)}
-        logs = self._output / "logs"
+    def _start(self, arm: Arm) -> Worker:
+        output = self._output.resolve() if self._cluster else self._output
+        job = {"kind": arm.kind, "config": arm.run.to_dict(), "output": str(output / "runs" / arm.id)}
+        logs = output / "logs"
+        files = (logs / f"{arm.id}.json", logs / f"{arm.id}.log")
         threads = getattr(arm.run, "threads", None)
         with writing(logs):
-            return WorkerProcess(job, logs / f"{arm.id}.json", logs / f"{arm.id}.log", threads)
+            if self._cluster:
+                return self._cluster.start(arm, job, *files, threads, self._display.say)
+            return WorkerProcess(job, *files, threads)
 
-    def _finish(self, arm: Arm, label: str, process: WorkerProcess, code: int) -> None:
+    def _finish(self, arm: Arm, label: str, process: Worker, code: int) -> None:
         run = self._output / "runs" / arm.id
         header: dict[str, Any] = {
             "arm": arm.id, "name": arm.name, "scale": self._plan.scale, "kind": arm.kind, "seed": arm.seed,
@@ -215,7 +227,7 @@ class _Engine:
             write_record(self._output, header, _read_lines(run / "metrics.jsonl"))
         self._display.end(label, outcome)
 
-    def _stop(self, processes: list[WorkerProcess]) -> None:
+    def _stop(self, processes: list[Worker]) -> None:
         """Let the workers write their checkpoints; a second interrupt, or a minute, ends the wait."""
         if not processes:
             return
@@ -227,7 +239,7 @@ class _Engine:
         try:
             for process in processes:
                 process.wait(max(0.0, deadline - time.monotonic()))
-        except (subprocess.TimeoutExpired, KeyboardInterrupt):
+        except (subprocess.TimeoutExpired, TimeoutError, KeyboardInterrupt):
             pass
         finally:
             for process in processes:

@@ -88,9 +88,14 @@ def on_one_gpu(trainings: Iterable[Arm]) -> list[tuple[list[Arm], int]]:
     small: list[Arm] = []
     large: list[Arm] = []
     for arm in trainings:
-        assert not isinstance(arm.run, MeasurementConfig)
-        (small if training_cost(arm.run) < SMALL_STEP * arm.run.steps else large).append(arm)
+        (small if is_small(arm) else large).append(arm)
     return [(small, SMALL_AT_ONCE), (large, 1)]
+
+
+def is_small(arm: Arm) -> bool:
+    """Whether a training's steps leave a GPU waiting, so that several can share it."""
+    assert not isinstance(arm.run, MeasurementConfig)
+    return training_cost(arm.run) < SMALL_STEP * arm.run.steps
 
 
 def training_cost(run: "RunConfig | MeasurementConfig") -> float:

@@ -9,10 +9,48 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 COMMAND = (sys.executable, "-m", "reformer_lab.runner.worker")
 """What is started, with the job's file as its last word."""
+
+
+class Worker(Protocol):
+    """What the engine knows of a running arm, here or on another machine."""
+
+    done: int
+    """Steps done."""
+    total: int
+    """Steps in all; 0 until the worker has said so."""
+    text: str
+    """The worker's last word on how it goes."""
+    cause: str | None
+    """"out of memory", where it failed for that."""
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock time."""
+        ...
+
+    def poll(self) -> int | None:
+        """Return the exit code, or None while it runs."""
+        ...
+
+    def failure(self, code: int) -> str:
+        """Return why a worker that ended with `code` failed."""
+        ...
+
+    def stop(self) -> None:
+        """Ask it to write a checkpoint and end."""
+        ...
+
+    def kill(self) -> None:
+        """End it at once."""
+        ...
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for its end. Raises TimeoutError or subprocess.TimeoutExpired."""
+        ...
 
 
 class WorkerProcess:

@@ -8,9 +8,10 @@ in the data need no saving: both are functions of the seed and the step.
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import load_model
@@ -26,6 +27,14 @@ KEPT = 2
 """Checkpoints that are kept: the newest, and one in case it is damaged."""
 
 
+class HasState(Protocol):
+    """An optimiser, or what stands for one."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> None: ...
+
+
 def steps_of(folder: Path) -> list[int]:
     """Return the steps of the checkpoints in `folder`, oldest first."""
     if not folder.is_dir():
@@ -33,7 +42,7 @@ def steps_of(folder: Path) -> list[int]:
     return sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdecimal())
 
 
-def save_checkpoint(folder: Path, model: Any, optimizer: torch.optim.Optimizer, counters: dict[str, Any]) -> Path:
+def save_checkpoint(folder: Path, model: Any, optimizer: HasState, counters: dict[str, Any]) -> Path:
     """Write the checkpoint of step `counters["step"]` and remove all but the newest two; return its folder.
 
     `counters` holds numbers and text only. Checkpoints of later steps are remains of a damaged end and go too.
@@ -115,23 +124,35 @@ def trained_weights(run: Path, steps: int, report: Callable[[str], None]) -> tup
 
 
 def load_weights(checkpoint: Path, model: torch.nn.Module) -> None:
-    """Fill the model's parameters, in place and on their device, from a checkpoint."""
-    load_model(model, checkpoint / WEIGHTS)
+    """Fill the model's parameters, in place and on their device, from a checkpoint. Errors as in `load_checkpoint`."""
+    with _of_this_run(checkpoint):
+        load_model(model, checkpoint / WEIGHTS)
 
 
-def load_checkpoint(checkpoint: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def load_checkpoint(checkpoint: Path, model: torch.nn.Module, optimizer: HasState) -> dict[str, Any]:
     """Fill model and optimiser from a checkpoint; return the counters that were saved with it.
 
     Raises UserError for one whose sums are right and that is of another run all the same, or was made by hand.
     """
-    try:
-        load_weights(checkpoint, model)
+    load_weights(checkpoint, model)
+    return load_state(checkpoint, optimizer)
+
+
+def load_state(checkpoint: Path, optimizer: HasState) -> dict[str, Any]:
+    """Fill the optimiser from a checkpoint; return the counters that were saved with it. Errors as in `load_checkpoint`."""
+    with _of_this_run(checkpoint):
         state = torch.load(checkpoint / STATE, map_location="cpu", weights_only=True)
         optimizer.load_state_dict(state["optimizer"])
-        counters = state["counters"]
+        counters: dict[str, Any] = state["counters"]
         if not isinstance(counters, dict):
             raise TypeError("its counters are no dict")
-        return counters
+    return counters
+
+
+@contextmanager
+def _of_this_run(checkpoint: Path) -> Iterator[None]:
+    try:
+        yield
     except Exception as error:  # torch's readers raise almost anything on a file that is not theirs
         if is_out_of_memory(error):
             raise

@@ -97,7 +97,7 @@ class RunConfig:
     seed: int = 0
     """Seed of the initialisation, the data and every draw."""
     accumulation: int = 1
-    """Micro-batches into which a step's batch is cut; the gradient is that of the whole batch."""
+    """Micro-batches into which a step's batch is cut, over all processes; the gradient is that of the whole batch."""
     precision: Precision = "fp32"
     """"bf16": autocast to bfloat16; weights and optimiser stay in fp32."""
     eval_every: int | None = None

@@ -6,10 +6,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from reformer_lab.training.sharding import full, own_part
+
 
 def first_weight_not_finite(model: nn.Module) -> str | None:
     """Return the name of the first parameter with a value that is not finite, None if there is none."""
-    return next((name for name, weight in model.named_parameters() if not bool(weight.detach().isfinite().all())), None)
+    return next((name for name, weight in model.named_parameters() if not _finite(full(weight.detach()))), None)
 
 
 def where_not_finite(model: nn.Module, steps: Callable[[], Tensor]) -> str:
@@ -42,7 +44,7 @@ def where_not_finite(model: nn.Module, steps: Callable[[], Tensor]) -> str:
     if not math.isfinite(loss):
         return "Every layer's output is finite, the loss is not."
     spoilt = [name for name, weight in model.named_parameters()
-              if weight.grad is not None and not bool(weight.grad.isfinite().all())]
+              if weight.grad is not None and not _finite(own_part(weight.grad))]
     if spoilt:  # the backward pass comes from the output
         return f"Every layer's output is finite, the gradient is not: {spoilt[-1]} is the first in the backward pass."
     return "The same step, computed again, is finite: suspect the hardware, or an operation that is not deterministic."

@@ -73,7 +73,8 @@ class Display:
                 self.unit = event["unit"]
                 self.say(event["data"] + "".join(f"; {name} {number:,} {self.unit}s"
                                                  for name, number in event["splits"].items()))
-                self.say(f"{event['parameters']:,} parameters on {event['device']}, {event['steps']} steps"
+                several = f", {event['processes']} processes" if event.get("processes", 1) > 1 else ""
+                self.say(f"{event['parameters']:,} parameters on {event['device']}{several}, {event['steps']} steps"
                          + (f", going on after step {event['step']}" if event["step"] else ""))
             case "step":
                 self.show("step", self.step_line(event), event["step"], self.steps)

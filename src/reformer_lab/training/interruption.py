@@ -2,6 +2,7 @@
 
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import NoReturn, Self
 
@@ -10,13 +11,21 @@ class StopRequests:
     """While this context is open, SIGINT, SIGTERM and SIGHUP set a flag instead of ending the process.
 
     A second signal ends it at once, for whoever cannot wait for the step. A SIGHUP that is ignored (`nohup`) stays ignored.
-    Outside the main thread, where Python delivers no signals, the context has no effect.
+    Outside the main thread, where Python delivers no signals, the context has no effect. A process that is not `alone` must
+    ask the others before it stops: the flag is set by whoever has asked them.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    PASSED_ON_SECONDS = 5.0
+    """A launcher passes on to its processes the signal that they may have had from a terminal or a scheduler too."""
 
-    def __init__(self) -> None:
+    def __init__(self, alone: bool = True) -> None:
+        self.alone = alone
+        self.noticed: signal.Signals | None = None
+        """What this process has received."""
         self.received: signal.Signals | None = None
+        """What all processes know of."""
+        self._noticed_at = 0.0
         self._before: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> Self:
@@ -33,12 +42,20 @@ class StopRequests:
 
     def reader_left(self) -> None:
         """Stop as well when nobody reads the output any more."""
-        self.received = self.received or signal.SIGPIPE
+        if self.noticed is None:
+            self.noticed, self._noticed_at = signal.SIGPIPE, time.monotonic()
+        if self.alone:
+            self.received = self.received or self.noticed
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None:
-            self.leave()
-        self.received = signal.Signals(number)
+        if self.noticed is not None:
+            if self.alone or time.monotonic() - self._noticed_at > self.PASSED_ON_SECONDS:
+                self.received = self.noticed
+                self.leave()
+            return
+        self.noticed, self._noticed_at = signal.Signals(number), time.monotonic()
+        if self.alone:
+            self.received = self.noticed
 
     def leave(self) -> NoReturn:
         """Raise what ends the process with the code of the signal: 130 for SIGINT, 143 for SIGTERM, 129 for SIGHUP, 141 for

@@ -7,13 +7,13 @@ the seed and the step's number. What must be saved is the weights, the optimiser
 import contextlib
 import math
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 
 from reformer_lab.data.dataset import Batch, Dataset, open_dataset
 from reformer_lab.errors import OutOfMemory, UserError, is_out_of_memory, wanted_memory
@@ -21,13 +21,16 @@ from reformer_lab.evaluation.evaluate import autocast, evaluate, split_sizes
 from reformer_lab.evaluation.metrics import IGNORED, Metrics
 from reformer_lab.models.language_model import ReformerLM
 from reformer_lab.seeds import derive_seed
-from reformer_lab.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint, steps_of
+from reformer_lab.training.checkpoint import load_state, load_weights, newest_checkpoint, save_checkpoint, steps_of
 from reformer_lab.training.config import Evaluation, RunConfig
 from reformer_lab.training.diagnosis import first_weight_not_finite, where_not_finite
 from reformer_lab.training.files import TEMPORARY, sync, sync_all, writing
 from reformer_lab.training.interruption import StopRequests
+from reformer_lab.training.onlooker import NoLog, SeenFolder
 from reformer_lab.training.optimizers import build_optimizer, learning_rate, set_learning_rate
+from reformer_lab.training.processes import Processes
 from reformer_lab.training.run_folder import RunFolder
+from reformer_lab.training.sharding import WholeState, full
 from reformer_lab.training.tracking import Event, MetricsLog, Progress, bits, parameter_count, peak_memory_bytes
 
 
@@ -54,7 +57,7 @@ class Pending:
     step: int
     batch: Batch
     numbers: torch.Tensor
-    """The losses of the micro-batches, already weighted, and the gradient's norm."""
+    """Of each process its micro-batches' losses, already weighted, and the signal that it has had; then the gradient's norm."""
     rate: float
     began: float
 
@@ -77,22 +80,26 @@ class Parts:
     data: Callable[[RunConfig], Dataset] = build_data
 
 
-def train(config: RunConfig, output: Path, progress: Progress | None = None, parts: Parts | None = None) -> Event:
+def train(
+    config: RunConfig, output: Path, progress: Progress | None = None, parts: Parts | None = None, *, shard: bool = False
+) -> Event:
     """Train as `config` says in the folder `output` and return the "final" event. `parts`: another model or other data.
 
     A folder with an unfinished run of the same configuration: goes on where it was. A finished one: returns what is
     recorded. SIGINT, SIGTERM, SIGHUP: the step is finished and saved, then KeyboardInterrupt, SystemExit(143) or (129) is
     raised. The same for a BrokenPipeError of `progress`, which is raised on. Raises `UserError` for what a user can mend;
-    the last checkpoint is kept.
+    the last checkpoint is kept. Started by a launcher in several processes, which must all see `output`, they share the work:
+    all return the same event, the first one alone writes and reports. `shard`: they share out parameters, gradients and
+    optimiser state too.
     """
-    report = progress or (lambda event: None)
-    with cpu_threads(config.threads), RunFolder(output, config) as folder:
-        final = folder.final()
+    with Processes(shard) as processes, cpu_threads(config.threads), run_folder(output, config, processes) as folder:
+        report = progress if progress and processes.is_first else (lambda event: None)
+        final = processes.of_first(folder.final)
         if final is not None:
             report({"event": "note", "text": f"{output} holds this run, finished: nothing to do"})
             return final
         try:
-            run = Run(config, folder, report, parts or Parts())
+            run = Run(config, folder, report, parts or Parts(), processes)
             with run.stop, contextlib.closing(run.log):
                 return run.to_the_end()
         except (RuntimeError, MemoryError) as error:
@@ -103,42 +110,55 @@ def train(config: RunConfig, output: Path, progress: Progress | None = None, par
                               ) from error
 
 
-def kept(folder: RunFolder) -> str:
+def kept(folder: RunFolder | SeenFolder) -> str:
     """Return which checkpoint a run that ends now leaves behind, as a phrase."""
     steps = steps_of(folder.checkpoints)
     return f"the checkpoint of step {steps[-1]} is kept" if steps else "there is no checkpoint yet"
 
 
+def run_folder(output: Path, config: RunConfig, processes: Processes) -> RunFolder | SeenFolder:
+    """Return the run's folder, opened by the first process; the others fail where that one does."""
+    opened: list[RunFolder] = []
+    processes.of_first(lambda: opened.append(RunFolder(output, config)))
+    return opened[0] if opened else SeenFolder(output, config)
+
+
 class Run:
     """One training run, from its newest checkpoint, or from its start."""
 
-    def __init__(self, config: RunConfig, folder: RunFolder, report: Progress, parts: Parts) -> None:
-        self.config, self.folder, self.report, self.stop = config, folder, report, StopRequests()
-        # Precision is ours (`autocast`): Accelerate's is a state of the whole process, which runs may not share.
-        self.accelerator = Accelerator(mixed_precision="no")
-        if self.accelerator.num_processes > 1:
-            raise UserError("training in several processes at once is not supported: start one")
+    def __init__(
+        self, config: RunConfig, folder: RunFolder | SeenFolder, report: Progress, parts: Parts, processes: Processes
+    ) -> None:
+        self.config, self.folder, self.report, self.parts, self.processes = config, folder, report, parts, processes
+        self.stop = StopRequests(alone=processes.count == 1)
+        self.pieces, self.own_pieces = processes.pieces(config.batch_size, config.accumulation)
         self.dataset = parts.data(config)
         check_fit(config, self.dataset)
-        folder.claim(self.dataset.fingerprint)
-        self.model = parts.model(config).to(self.accelerator.device)
-        self.optimizer = build_optimizer(config.optimizer, self.model)
+        check_same_data(processes.gather(self.dataset.fingerprint))
+        processes.of_first(lambda: folder.claim(self.dataset.fingerprint))
+        self.model = parts.model(config).to(processes.device)
         self.counters, self.saved_step = Counters(), -1
-        checkpoint = newest_checkpoint(folder.checkpoints, lambda text: report({"event": "note", "text": text}))
+        checkpoint = processes.of_first(
+            lambda: newest_checkpoint(folder.checkpoints, lambda text: report({"event": "note", "text": text})))
         if checkpoint is not None:
-            self.counters = Counters(**load_checkpoint(checkpoint, self.model, self.optimizer))
+            check_seen(checkpoint)
+            load_weights(checkpoint, self.model)
+        self.prepared = processes.prepare(self.model)
+        self.optimizer = build_optimizer(config.optimizer, self.model)
+        self.state = WholeState(self.optimizer) if processes.shard else self.optimizer
+        if checkpoint is not None:
+            self.counters = Counters(**load_state(checkpoint, self.state))
             self.saved_step = self.counters.step
-        self.log = MetricsLog(folder.metrics, self.counters.metrics_position)
-        self.prepared = self.accelerator.prepare(self.model)
+        self.log = MetricsLog(folder.metrics, self.counters.metrics_position) if processes.is_first else NoLog()
         self.began = time.perf_counter() - self.counters.seconds
         self.timed_steps, self.timed_seconds = 0, 0.0
         self.pending: Pending | None = None
         self.settled = time.perf_counter()
-        self.late = reads_late(self.accelerator.device)
+        self.late = reads_late(processes.device)
         self.answered: tuple[object, Metrics] | None = None
         self.tell({"event": "start", "data": self.dataset.name, "unit": self.dataset.unit,
                    "splits": split_sizes(self.dataset),
-                   "parameters": parameter_count(self.model), "device": self.accelerator.device.type,
+                   "parameters": parameter_count(self.model), "device": processes.device.type, "processes": processes.count,
                    "step": self.counters.step, "steps": config.steps, "output": str(folder.path)})
 
     def to_the_end(self) -> Event:
@@ -181,11 +201,13 @@ class Run:
         batch = self.dataset.train_batch(step - 1, config.batch_size)
         losses = self.gradient(step, batch)
         limit = math.inf if config.optimizer.clip_norm is None else config.optimizer.clip_norm
-        norm = self.accelerator.clip_grad_norm_(self.prepared.parameters(), limit)
+        norm = full(torch.nn.utils.clip_grad_norm_(self.prepared.parameters(), limit))
         self.settle()
-        self.pending = Pending(step, batch, torch.stack([*losses, norm]), rate, began)
+        asked = losses[0].new_tensor(float(self.stop.noticed or 0))
+        numbers = torch.cat([self.processes.gather_numbers(torch.stack([*losses, asked])).flatten(), norm[None]])
+        self.pending = Pending(step, batch, numbers, rate, began)
         if self.late:  # torch's fused Adam then leaves the weights as they are, as `settle` would have done
-            self.optimizer.found_inf = (~self.pending.numbers.isfinite().all()).float()  # type: ignore[attr-defined]
+            self.optimizer.found_inf = (~numbers.isfinite().all()).float()  # type: ignore[attr-defined]
         else:
             self.settle()
         self.optimizer.step()
@@ -197,11 +219,13 @@ class Run:
         config, losses = self.config, []
         counted = int((batch.targets != IGNORED).sum())
         self.prepared.train()
-        for piece, part in enumerate(cut(batch, config.accumulation)):
+        parts = cut(batch, self.pieces)
+        for piece in self.own_pieces:
             # A mean over the step's targets, not a mean of the pieces' means: accumulation changes nothing.
-            share = int((part.targets != IGNORED).sum()) / counted
-            part_loss = self.forward(part, derive_seed(config.seed, "step", step, piece)) * share
-            self.accelerator.backward(part_loss)
+            share = int((parts[piece].targets != IGNORED).sum()) / counted
+            with self.processes.computing(self.prepared, last=piece == self.own_pieces[-1]):
+                part_loss = self.forward(parts[piece], derive_seed(config.seed, "step", step, piece)) * share
+                (part_loss * self.processes.count).backward()  # the exchange takes the mean over the processes, not the sum
             losses.append(part_loss.detach())
         return losses
 
@@ -210,10 +234,16 @@ class Run:
         if self.pending is None:
             return
         pending, self.pending, counters = self.pending, None, self.counters
-        *losses, norm = pending.numbers.tolist()
-        loss = math.fsum(losses)
+        *numbers, norm = pending.numbers.tolist()
+        each = len(self.own_pieces) + 1  # of each process: its losses, and the signal that it has had
+        asked = max(numbers[each - 1 :: each])
+        del numbers[each - 1 :: each]
+        loss = math.fsum(numbers)
+        if asked:
+            self.stop.received = signal.Signals(int(asked))
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            where = where_not_finite(self.model, lambda: sum(self.gradient(pending.step, pending.batch), torch.zeros(())))
+            where = self.processes.said_by_all(
+                where_not_finite(self.model, lambda: sum(self.gradient(pending.step, pending.batch), torch.zeros(()))))
             raise UserError(f"step {pending.step}: the loss is {loss}, the gradient's norm {norm}; {kept(self.folder)}. {where}"
                             "\nTry a lower --optimizer.learning-rate, or --precision fp32, in another --output")
         counters.loss_sum, counters.loss_count = counters.loss_sum + loss, counters.loss_count + 1
@@ -225,7 +255,7 @@ class Run:
 
     def forward(self, batch: Batch, seed: int) -> torch.Tensor:
         """Return the loss of a batch, every draw from a generator seeded with `seed`."""
-        device = self.accelerator.device
+        device = self.processes.device
         mask = None if batch.key_padding_mask is None else batch.key_padding_mask.to(device)
         generator = torch.Generator().manual_seed(seed)
         with autocast(device, self.config.precision):
@@ -239,7 +269,7 @@ class Run:
         tokens = pending.batch.tokens.numel()
         speed = tokens * self.timed_steps / self.timed_seconds
         event = {"step": pending.step, "loss": mean, "bits": bits(mean), "tokens_per_second": speed,
-                 "peak_memory_bytes": peak_memory_bytes(self.accelerator.device)}
+                 "peak_memory_bytes": peak_memory_bytes(self.processes.device)}
         left = (config.steps - pending.step) * tokens / speed
         self.tell({"event": "step", **event, "seconds_left": left})
         if pending.step % config.log_every == 0 or pending.step == config.steps:
@@ -266,12 +296,14 @@ class Run:
 
         def show(so_far: Metrics) -> None:
             self.tell({"event": "scoring", "name": evaluation.name, "split": split, "total": total, **so_far.to_dict()})
+            self.stop.received = self.processes.agreed(self.stop.noticed or 0)
             self.leave_if_asked()
 
-        model = self.model.with_config(**evaluation.model) if evaluation.model else self.model
+        model = self.whole_model()
+        model = model.with_config(**evaluation.model) if evaluation.model else model
         size = config.eval_batch_size or config.batch_size // config.accumulation
         score = evaluate(model, self.dataset, split, batch_size=size, limit=config.eval_limit,
-                         precision=config.precision, progress=show)
+                         precision=config.precision, progress=show, processes=self.processes)
         self.answered = question, score
         return score
 
@@ -297,13 +329,17 @@ class Run:
         """Write a checkpoint of this step, unless there is one. Weights that are not finite never replace those that are."""
         if self.saved_step == self.counters.step:
             return
-        spoilt = first_weight_not_finite(self.model)
+        model = self.whole_model()
+        spoilt = first_weight_not_finite(model)
         if spoilt is not None:
             raise UserError(f"step {self.counters.step} left weights that are not finite, {spoilt} the first of them; "
                             f"{kept(self.folder)}.\nTry a lower --optimizer.learning-rate in another --output")
         self.counters.seconds = self.seconds()
         self.log.sync()
-        save_checkpoint(self.folder.checkpoints, self.model, self.optimizer, asdict(self.counters))
+        if isinstance(self.state, WholeState):
+            self.state.gather()
+        if self.processes.is_first:
+            save_checkpoint(self.folder.checkpoints, model, self.state, asdict(self.counters))
         self.saved_step = self.counters.step
 
     def leave_if_asked(self) -> None:
@@ -311,19 +347,26 @@ class Run:
         if self.stop.received is not None:
             self.settle()
             self.save()
+            self.processes.wait()  # a launcher ends them all when one has left
             self.tell({"event": "note", "text": f"stopped at step {self.counters.step}, saved: "
                                                 "the same call goes on from there"})
             self.stop.leave()
 
+    def whole_model(self) -> ReformerLM:
+        """Return the model with all of its parameters."""
+        return self.processes.whole(self.model, lambda: self.parts.model(self.config))
+
     def save_model(self) -> None:
         """Write the trained model into `model/`, whole or not at all."""
-        target = self.folder.model
+        model, target = self.whole_model(), self.folder.model
+        if not self.processes.is_first:
+            return
         temporary = target.with_name(f"{TEMPORARY}{target.name}")
         with writing(target):
             for leftover in (temporary, target):  # of a call that was killed before it could write "final"
                 if leftover.exists():
                     shutil.rmtree(leftover)
-            self.model.save_pretrained(temporary)
+            model.save_pretrained(temporary)
             sync_all(temporary)
             temporary.rename(target)
             sync(target.parent)
@@ -348,6 +391,20 @@ def check_fit(config: RunConfig, dataset: Dataset) -> None:
     if dataset.length > config.model.max_length:
         raise UserError(f"max_length={config.model.max_length}: the data's sequences have {dataset.length} tokens; "
                         "raise --model.max-length or shorten the sequences")
+
+
+def check_same_data(fingerprints: list[str]) -> None:
+    """Raise `UserError` unless all processes have the data of the first."""
+    for rank, fingerprint in enumerate(fingerprints):
+        if fingerprint != fingerprints[0]:
+            raise UserError(f"process {rank} reads other data ({fingerprint[:12]}) than process 0 ({fingerprints[0][:12]}): "
+                            "copy the same file to every machine")
+
+
+def check_seen(checkpoint: Path) -> None:
+    """Raise `UserError` if this process cannot see a checkpoint that the first one has found."""
+    if not checkpoint.exists():
+        raise UserError(f"{checkpoint} is not on this machine: give an --output that every machine sees, or run on one machine")
 
 
 @contextlib.contextmanager
