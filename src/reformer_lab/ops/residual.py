@@ -109,21 +109,6 @@ class Residual:
         return True
 
 
-class Nothing(Residual):
-    """Adds nothing: takes the place of a function that is dealt with elsewhere."""
-
-    def __init__(self) -> None:
-        super().__init__(lambda x, _: torch.zeros_like(x))
-
-    def add(self, read: Tensor, written: Tensor, draws: Draws) -> None:
-        """Leave the streams as they are."""
-
-    def undo(
-        self, gradients: Gradients, draws: Draws, read: Tensor, written: Tensor, d_read: Tensor, d_written: Tensor
-    ) -> None:
-        """Leave the streams and their gradients as they are."""
-
-
 class ResidualInPieces(Residual):
     """The same for a function that treats each position alone: on pieces of the sequence, each with draws of its own.
 

@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from reformer_lab.ops.chunking import autocast_state
 from reformer_lab.ops.random import Draws
-from reformer_lab.ops.residual import Gradients, LossInPieces, Nothing, Residual, StreamGradients
+from reformer_lab.ops.residual import Gradients, LossInPieces, Residual, StreamGradients
 
 
 class ReversibleLayer(NamedTuple):
@@ -88,16 +88,11 @@ class _ReversibleLoss(torch.autograd.Function):
                 wanted: bool, *parameters: Tensor) -> Tensor:  # fmt: skip
         ctx.autocast = autocast_state(x1.device.type)
         gradients = Gradients(ctx.autocast)
-        ending = _ending(layers, draws, loss) if wanted and not _is_half(x1, ctx.autocast) else None
+        ending = _ending(x2, layers, draws, loss) if wanted and not _is_half(x1, ctx.autocast) else None
         if ending is None:
             streams: tuple[Tensor, ...] = _add(x1, x2, layers, draws, ctx.autocast)
             with torch.autocast(**ctx.autocast):
                 value = loss(*streams)
-        elif not layers[-1].f.is_whole(x2):  # its activations do not all fit: it is undone as those before it
-            layers = [*layers[:-1], layers[-1]._replace(g=Nothing())]
-            y1, y2 = _add(x1, x2, layers, draws, ctx.autocast)
-            value, d_streams = ending.gradient(gradients, y1, y2)
-            streams = (y1, y2, *d_streams)
         else:
             *layers, (f, _) = layers
             *draws, (f_draws, _) = draws
@@ -135,9 +130,9 @@ class _ReversibleLoss(torch.autograd.Function):
         return *_undo(streams, ctx.layers, ctx.draws, gradients), None, None, None, None, *_sums(gradients, ctx.parameters)
 
 
-def _ending(layers: Sequence[ReversibleLayer], draws: LayerDraws, loss: LossInPieces) -> LossInPieces | None:
-    """Return the last layer's g and the loss as one loss, or None where they do not go together."""
-    return loss.after(layers[-1].g, draws[-1][1]) if layers else None
+def _ending(x: Tensor, layers: Sequence[ReversibleLayer], draws: LayerDraws, loss: LossInPieces) -> LossInPieces | None:
+    """Return the last layer's g and the loss as one loss; None where they do not go together, or where f saves memory."""
+    return loss.after(layers[-1].g, draws[-1][1]) if layers and layers[-1].f.is_whole(x) else None
 
 
 def _is_half(x: Tensor, autocast: dict[str, Any]) -> bool:
