@@ -88,7 +88,7 @@ class Forked:
 def plan_of(folder: Path) -> Plan:
     """Return a suite of three trainings, one of them on a byte corpus."""
     runs = [task("duplication", folder), task("byte corpus", folder)]
-    arms = tuple(Arm(name=f"arm {i}", run=type(run).from_dict({**run.to_dict(), "seed": seed, "steps": 24}))
+    arms = tuple(Arm(name=f"arm {i}", run=type(run).from_dict({**run.to_dict(), "seed": seed, "steps": 96}))
                  for i, (run, seed) in enumerate([(runs[0], 0), (runs[0], 1), (runs[1], 0)]))
     experiment = Experiment(name="invented", title="invented", question="?", claims=(), criterion="none",
                             arms=lambda scale: arms, judge=lambda results: (), show=lambda results: Section(),
