@@ -185,6 +185,17 @@ def test_memory_of_stages_is_that_of_one_group_and_piece(peak_bytes: Any) -> Non
     assert peak(1, None) > 3 * peak(1, 64)
 
 
+def test_pieces_are_joined_without_a_second_copy(peak_bytes: Any) -> None:
+    """What mixes positions is there once, not also as the pieces that it came in."""
+    x, width = vectors(1, 2048, D), 64
+    into, out = vectors(D, width, seed=1), vectors(width, D, seed=2)
+    some = Stages(lambda x: ((x @ into).unsqueeze(1),), lambda q, _: q, lambda mixed, _: mixed[:, 0] @ out)
+    layers = [ReversibleLayer(ResidualInStages([some], (), 64), layers_of(1, chunk=64)[0].g)]
+    with torch.no_grad():
+        peak = peak_bytes(lambda: reversible_stack(x, x, layers, draws_of(1)))
+    assert peak < 1.5 * x.shape[1] * width * 8
+
+
 def loss_in_pieces(chunk: int | None, weight: Tensor) -> LossInPieces:
     return LossInPieces(lambda i, y1, y2: ((y1 @ weight).sin() * y2).sum() * (1 + (i > 99)), (weight,), chunk)
 

@@ -242,7 +242,18 @@ class ResidualInStages(Residual):
         pieces = _split(x, self.chunk_length, 1)
         if len(pieces) == 1:
             return group.before(x)
-        return tuple(torch.cat(parts, dim=2) for parts in zip(*(group.before(piece) for piece in pieces), strict=True))
+        if torch.is_grad_enabled():
+            return tuple(torch.cat(parts, dim=2) for parts in zip(*(group.before(piece) for piece in pieces), strict=True))
+        # Copied at once where they belong: kept until all are there, the pieces would take the same memory again.
+        whole: tuple[Tensor, ...] = ()
+        end = 0
+        for piece in pieces:
+            parts = group.before(piece)
+            whole = whole or tuple(part.new_empty((*part.shape[:2], x.shape[1], part.shape[3])) for part in parts)
+            start, end = end, end + piece.shape[1]
+            for tensor, part in zip(whole, parts, strict=True):
+                tensor[:, :, start:end] = part
+        return whole
 
 
 class LossInPieces:
