@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
 from reformer_lab.ops.chunking import recompute
+from reformer_lab.ops.memory import return_freed_memory
 from reformer_lab.ops.random import Draws
 
 Function = Callable[[Tensor, Draws], Tensor]
@@ -182,6 +183,7 @@ class ResidualInStages(Residual):
     def add(self, read: Tensor, written: Tensor, draws: Draws) -> None:
         """written += function(read), without a graph."""
         for index, group in enumerate(self.groups):
+            self._make_room(read)
             mixed = self._mixed(index, read, draws)
             pieces = zip(_split(mixed, self.chunk_length, 2), _split(written, self.chunk_length, 1), strict=True)
             for i, (mixed_piece, written_piece) in enumerate(pieces):
@@ -195,6 +197,7 @@ class ResidualInStages(Residual):
             super().undo(gradients, draws, read, written, d_read, d_written)
             return
         for index in range(len(self.groups)):
+            self._make_room(read)
             d_middle = self._undo_from_the_middle(index, gradients, draws, read, written, d_written)
             before = self.groups[index].before
             rows = zip(*(_split(d, self.chunk_length, 2) for d in d_middle), strict=True)
@@ -207,6 +210,11 @@ class ResidualInStages(Residual):
     def is_whole(self, read: Tensor) -> bool:
         """Whether the function of this stream is computed at once, with memory for all of its activations."""
         return len(self.groups) == 1 and len(_split(read, self.chunk_length, 1)) == 1
+
+    def _make_room(self, stream: Tensor) -> None:
+        """Return what the pieces before have left, before tensors as long as the sequence are made."""
+        if stream.device.type == "cpu" and not self.is_whole(stream):
+            return_freed_memory()
 
     def _undo_from_the_middle(
         self, index: int, gradients: Gradients, draws: Draws, read: Tensor, written: Tensor, d_written: Tensor
