@@ -12,7 +12,7 @@ MOST_FROZEN_BY_PYTHON = 1000
 
 
 def release_spare_objects() -> None:
-    """Free Python's spare objects, and garbage that is young, within some 0.3 ms.
+    """Free Python's spare objects, and garbage that is young, within some 0.5 ms.
 
     A full collection looks at every object there is, 300,000 with torch, which takes more than 0.1 s. The old ones are hidden
     from it here, by freezing them meanwhile; unless somebody has frozen objects himself, which would be undone.
