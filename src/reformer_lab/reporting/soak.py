@@ -12,9 +12,9 @@ WARM_UP = 0.2
 """Part of the run that is not judged: kernels are loaded, caches and the allocator's arenas find their size."""
 BLOCKS = 10
 """Neighbouring samples resemble each other, which would make an interval too narrow: the slope is that of block means."""
-MOST_GROWTH = 0.01
+MOST_GROWTH = 0.005
 """Flat: over as many steps as were judged, resident memory grows by less than this part of itself, with the upper end of the
-slope's interval."""
+slope's interval. Twice what the heap's own ups and downs leave open in a run that does not grow."""
 LINE_BYTES = 512
 """Longest line of metrics.jsonl that is taken for bounded."""
 CHECKPOINT_BYTES = 1024
@@ -63,7 +63,7 @@ def judge_soak(rows: Sequence[Row]) -> Soak:
     line = metrics / (1 / int(rows[0]["log_every"]) + 1 / int(rows[0]["eval_every"]))
     failures = []
     if growth > MOST_GROWTH:
-        failures.append(f"resident memory may grow by {100 * growth:.1f} % over {at[-1] - at[0]:,} steps")
+        failures.append(f"resident memory may grow by {100 * growth:.2f} % over {at[-1] - at[0]:,} steps")
     for name, words, most_more in (("tensors", "live tensors", 0), ("tensor_bytes", "bytes of live tensors", 0),
                                    ("checkpoint_bytes", "bytes of checkpoints", CHECKPOINT_BYTES),
                                    ("files", "files in the run's folder", 0)):
@@ -79,7 +79,7 @@ def soak_lines(soak: Soak) -> list[str]:
     """Return the judgement in sentences."""
     low, high = soak.resident.low, soak.resident.high
     interval = "" if low is None or high is None else f" [{low:+,.0f}, {high:+,.0f}]"
-    flat = f"flat: resident memory within {100 * MOST_GROWTH:.0f} %; live tensors, checkpoints and files did not grow"
+    flat = f"flat: resident memory within {100 * MOST_GROWTH:g} %; live tensors, checkpoints and files did not grow"
     return [
         f"steps {soak.first:,} to {soak.last:,}: resident memory {soak.resident.value:+,.0f}{interval} bytes a step, at most "
         f"{100 * soak.growth:+.2f} % in all; metrics {soak.metrics_bytes:,.1f} bytes a step, {soak.line_bytes:,.0f} a line",
@@ -98,8 +98,8 @@ def soak_panels(rows: Sequence[Row]) -> list[list[Figure]]:
         return Figure(title=title, x_label="step", y_label=y_label, series=(series,), levels=levels)
 
     mean = sum(judged) / len(judged)
-    bounds = (Level(label=f"{1 + MOST_GROWTH:.2f} x mean", y=mean * (1 + MOST_GROWTH)),
-              Level(label=f"{1 - MOST_GROWTH:.2f} x mean", y=mean * (1 - MOST_GROWTH)))
+    bounds = (Level(label=f"{1 + MOST_GROWTH:.3f} x mean", y=mean * (1 + MOST_GROWTH)),
+              Level(label=f"{1 - MOST_GROWTH:.3f} x mean", y=mean * (1 - MOST_GROWTH)))
     return [
         [panel("resident_bytes", "resident memory", 1e6, "MB", bounds), panel("tensor_bytes", "live tensors", 1e6, "MB")],
         [panel("metrics_bytes", "metrics.jsonl", 1e3, "kB"), panel("checkpoint_bytes", "checkpoints", 1e6, "MB")],

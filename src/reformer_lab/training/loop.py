@@ -31,6 +31,7 @@ from reformer_lab.training.optimizers import build_optimizer, learning_rate, set
 from reformer_lab.training.processes import Processes
 from reformer_lab.training.run_folder import RunFolder
 from reformer_lab.training.sharding import WholeState, full
+from reformer_lab.training.spare_objects import release_spare_objects
 from reformer_lab.training.tracking import Event, MetricsLog, Progress, bits, parameter_count, peak_memory_bytes
 
 
@@ -176,6 +177,8 @@ class Run:
             if config.checkpoint_every and counters.step % config.checkpoint_every == 0:
                 self.save()
             self.leave_if_asked()
+            if self.rests():
+                release_spare_objects()
         self.save()
         scores = {evaluation.name: self.score(evaluation, config.final_split).to_dict()
                   for evaluation in config.evaluations}
