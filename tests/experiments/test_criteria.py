@@ -20,8 +20,8 @@ Case = tuple[Scale, MakeEvents]
 
 
 def bits(base: Mapping[str, float], change: Mapping[str, tuple[float, float, float]] | None = None) -> MakeEvents:
-    """Trainings that end with these bits, by arm; `change`: what is added for each of three seeds."""
-    return lambda arm: trained(base.get(arm.name, 2.0) + ((change or {}).get(arm.name) or (0.0, 0.0, 0.0))[arm.seed])
+    """Trainings that end with these bits, by arm; `change`: what is added for each of three seeds, and again for more."""
+    return lambda arm: trained(base.get(arm.name, 2.0) + ((change or {}).get(arm.name) or (0.0, 0.0, 0.0))[arm.seed % 3])
 
 
 def harm(name: str) -> dict[Outcome, Case]:

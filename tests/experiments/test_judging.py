@@ -9,6 +9,7 @@ from reformer_lab.experiments import depth, hash_rounds, memory, reversible, sha
 from reformer_lab.experiments.claim import Arm, Scale, Verdict
 from reformer_lab.experiments.claims import C13
 from reformer_lab.experiments.judging import above, below, falls, learning_curve, paired_difference, together
+from reformer_lab.experiments.ladder import SETTINGS
 from reformer_lab.experiments.registry import EXPERIMENTS
 from reformer_lab.reporting.records import MissingResult, Record
 from reformer_lab.reporting.statistics import Estimate
@@ -49,14 +50,12 @@ def test_together() -> None:
 
 
 def test_paired_difference_pairs_by_seed() -> None:
-    noise = {0: 1.0, 1: 5.0, 2: 9.0}
-
     def events(arm: Arm) -> Events:
-        return trained(noise[arm.seed] + (0.01 if arm.name == shared_qk.SHARED_NAME else 0))
+        return trained(1.0 + 4.0 * arm.seed + (0.01 if arm.name == shared_qk.SHARED_NAME else 0))
 
     results = invent(shared_qk.EXPERIMENT, "small", events)
     found = paired_difference(results, shared_qk.SHARED_NAME, shared_qk.SEPARATE_NAME)
-    assert found.n == 3
+    assert found.n == len(SETTINGS["small"].paired_seeds) == 8
     assert found.value == pytest.approx(0.01)
     assert found.low == pytest.approx(0.01)  # the seeds' own spread has gone
     assert found.high == pytest.approx(0.01)
@@ -75,10 +74,10 @@ def test_paired_difference_needs_a_common_seed() -> None:
 def test_shared_qk_and_reversible(harm: tuple[float, ...], outcome: str) -> None:
     for module, baseline in ((shared_qk, shared_qk.SEPARATE_NAME), (reversible, reversible.REGULAR)):
         results = invent(module.EXPERIMENT, "small",
-                         lambda arm, baseline=baseline: trained(2.0 + (0 if arm.name == baseline else harm[arm.seed])))
+                         lambda arm, baseline=baseline: trained(2.0 + (0 if arm.name == baseline else harm[arm.seed % 3])))
         (verdict,) = module.EXPERIMENT.verdicts(results)
         assert verdict.outcome == outcome
-        assert verdict.n == 3
+        assert verdict.n == 8
         assert not verdict.indicative
 
 

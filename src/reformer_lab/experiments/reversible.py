@@ -26,8 +26,8 @@ def arms(scale: Scale) -> tuple[Arm, ...]:
     """Return the regular Transformer (one run with that of shared_qk), the reversible one, and its twin that stores."""
     setting = SETTINGS[scale]
     return (
-        *language_model_arms(setting, REGULAR, TRANSFORMER),
-        *language_model_arms(setting, REVERSIBLE, REVERSIBLE_MODEL),
+        *language_model_arms(setting, REGULAR, TRANSFORMER, paired=True),
+        *language_model_arms(setting, REVERSIBLE, REVERSIBLE_MODEL, paired=True),
         *language_model_arms(setting, STORED, TWO_STREAMS),
     )
 

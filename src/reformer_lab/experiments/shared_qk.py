@@ -24,7 +24,10 @@ SEPARATE_NAME, SHARED_NAME = "separate Q and K", "shared QK"
 def arms(scale: Scale) -> tuple[Arm, ...]:
     """Return the two arms, for each seed."""
     setting = SETTINGS[scale]
-    return (*language_model_arms(setting, SEPARATE_NAME, TRANSFORMER), *language_model_arms(setting, SHARED_NAME, SHARED_QK))
+    return (
+        *language_model_arms(setting, SEPARATE_NAME, TRANSFORMER, paired=True),
+        *language_model_arms(setting, SHARED_NAME, SHARED_QK, paired=True),
+    )
 
 
 def judge_sharing(results: ExperimentResults, experiment: str, setting: Setting, baseline: str = SEPARATE_NAME) -> Verdict:

@@ -118,8 +118,9 @@ SETTINGS: dict[Scale, Setting] = {
                      threads=1,
                      cuts=_CPU_CUTS.format(length=64, steps="1,500") + " One seed."),
     "small": Setting(model=get_preset("duplication_cpu").replace(max_length=256, num_buckets=None, chunk_length=32),
-                     optimizer=_ADAM, steps=1000, batch_size=16, stop_at_accuracy=0.998, seeds=(0, 1, 2), asked=AT_256,
-                     threads=1, cuts=_CPU_CUTS.format(length=256, steps="1,000")),
+                     optimizer=_ADAM, steps=2000, batch_size=16, stop_at_accuracy=0.998, seeds=(0, 1, 2), asked=AT_256,
+                     threads=1, cuts=_CPU_CUTS.format(length=256, steps="2,000") + " They were 1,000 at first, after which the "
+                     "worst seed of LSH-2 was at 96.5 % and the claim open."),
     "gpu": Setting(model=get_preset("duplication"), optimizer=_ADAM, steps=20_000, batch_size=32, eval_every=250,
                    stop_at_accuracy=0.998, asked=AT_THE_PAPERS_LENGTH, precision="bf16",
                    cuts="Adam for at most 20,000 steps instead of Adafactor for 150,000, in bf16. Learned positions are our "
