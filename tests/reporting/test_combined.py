@@ -122,6 +122,13 @@ def test_a_folder_without_suites_is_an_error_with_a_remedy(tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_that_takes_no_report_is_an_error_with_a_remedy(folder: Path) -> None:
+    (folder / "index.html").unlink()
+    (folder / "index.html").mkdir()
+    with pytest.raises(UserError, match="copy the results elsewhere"):
+        write_combined_report(folder, EXPERIMENTS)
+
+
 def test_a_suites_text_is_recorded(folder: Path) -> None:
     assert read_suite(folder / "a little").corpus == "novel.txt"
     assert read_suite(folder / "quick").corpus == ""

@@ -62,7 +62,8 @@ def write_combined_report(folder: Path, experiments: Sequence[Experiment]) -> tu
         write_atomically(folder / "REPRODUCTION.md", render("combined.md.jinja", context))
         write_atomically(folder / "index.html", render("combined.html.jinja", context))
     except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error.strerror})") from error
+        raise UserError(f"{folder} cannot be written ({error.strerror}): make room or give rights there, or copy the results "
+                        "elsewhere") from error
     return folder / "index.html", combined
 
 
