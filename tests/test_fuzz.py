@@ -115,7 +115,7 @@ def test_images(place: Path, made: tuple[str, bytes]) -> None:
     path = place / ("a.npz" if kind == "npz" else "a.zip")
     path.write_bytes(content)
     holds_images(path)
-    result_or_error(lambda: [part.shape for part in open_source(path).rasters(2, 3)])
+    result_or_error(lambda: [part.shape for part in open_source(path, 2).rasters(2, 3)])
 
 
 @pytest.fixture(scope="module")

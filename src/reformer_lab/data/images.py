@@ -46,7 +46,7 @@ class CachedRasters:
 
     def __init__(self, config: ImagesConfig) -> None:
         path = Path(config.path or "")
-        source = open_source(path)
+        source = open_source(path, config.side)
         folder = entry_folder("images", f"{source.path.resolve()}|{config.side}|{config.channels}")
         index = read_index(folder, source.signature) or _fill(folder, source, config)
         self.name = source.path.name
