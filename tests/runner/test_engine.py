@@ -318,6 +318,26 @@ def test_two_suites_in_one_folder(log: Path, tmp_path: Path) -> None:
     run(plan(training(1)), tmp_path / "suite")
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_labels_and_errors_cannot_command_a_terminal(terminal: bool) -> None:
+    class Arm:
+        done, total, text = 1, 2, "half [red]\x1b]0;owned\x07"
+
+    stream = io.StringIO()
+    display = Display(3, 1, Console(file=stream, force_terminal=terminal, width=200))
+    display.LINE_SECONDS = 0
+    label = "[red]an arm\x1b]0;owned\x07"
+    with display:
+        display.start(label)
+        display.update({label: Arm()})
+        display.end(label, "failed: \x1b]0;owned\x07")
+    text = stream.getvalue()
+    assert r"[2/3] [red]an arm\x1b]0;owned\x07: failed: \x1b]0;owned\x07" in text
+    assert not terminal or r"  [red]an arm\x1b]0;owned\x07 " in text
+    assert "\x1b]" not in text
+    assert "\x07" not in text
+
+
 def test_plain_lines_and_bars() -> None:
     class Arm:
         done, total, text = 1, 2, "half"
