@@ -330,10 +330,13 @@ def test_labels_and_errors_cannot_command_a_terminal(terminal: bool) -> None:
     with display:
         display.start(label)
         display.update({label: Arm()})
+        if display._progress is not None:
+            display._progress.refresh()
         display.end(label, "failed: \x1b]0;owned\x07")
     text = stream.getvalue()
     assert r"[2/3] [red]an arm\x1b]0;owned\x07: failed: \x1b]0;owned\x07" in text
     assert not terminal or r"  [red]an arm\x1b]0;owned\x07 " in text
+    assert r"half [red]\x1b]0;owned\x07" in text
     assert "\x1b]" not in text
     assert "\x07" not in text
 
