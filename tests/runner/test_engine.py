@@ -2,6 +2,7 @@
 
 import errno
 import io
+import itertools
 import json
 import os
 import signal
@@ -150,6 +151,23 @@ def test_failures_are_recorded_and_the_others_go_on(log: Path, tmp_path: Path) -
     assert set(outcome.failed) == {"invented fail", "invented crash", "invented traceback"}
     run(wanted, tmp_path / "suite")  # tries the failed ones again, and no other
     assert sum(line["arm"].startswith("stand-in") for line in lines(log, "started")) == 4 + 3
+
+
+def test_a_worker_that_the_system_kills_for_its_memory(log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = itertools.count()
+    monkeypatch.setattr(process, "killed_for_memory", lambda: next(counts))
+    outcome = run(plan(measurement("crash"), measurement("fail")), tmp_path / "suite")
+    headers = {record.header["name"]: record.header for record in read_results(tmp_path / "suite").values()}
+    assert headers["crash"]["cause"] == "out of memory"
+    assert "cause" not in headers["fail"]
+    assert outcome.failed["invented crash"] == "out of memory: the system killed the process, as there was none left"
+
+
+@pytest.mark.parametrize(("text", "count"), [("nr_free_pages 3\noom_kill 7\n", 7), ("nr_free_pages 3\n", 0)])
+def test_the_systems_count_of_kills(text: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert process.killed_for_memory() >= 0
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: text)
+    assert process.killed_for_memory() == count
 
 
 def test_a_damaged_result_is_run_again(log: Path, tmp_path: Path) -> None:
