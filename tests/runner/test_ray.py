@@ -119,7 +119,7 @@ def test_results_are_those_of_the_local_engine(cluster: Cluster, tmp_path: Path)
 
 @pytest.mark.parametrize("victim", ["training", "ray's worker"])
 def test_a_killed_worker_goes_on_from_its_checkpoint(victim: str, cluster: Cluster, tmp_path: Path) -> None:
-    wanted = plan(training(0, steps=60))
+    wanted = plan(training(0, steps=200, checkpoint_every=20))
     (arm,) = wanted.arms
     killed: list[int] = []
 
@@ -145,7 +145,7 @@ def test_a_killed_worker_goes_on_from_its_checkpoint(victim: str, cluster: Clust
 
 def test_a_lost_machine(nodes: Any, cluster: Cluster, tmp_path: Path) -> None:
     """One of two is gone at once, with all that ran there; its arm goes on from the checkpoint in the shared folder."""
-    wanted = plan(training(0, steps=60), training(1, steps=60), measurement())
+    wanted = plan(*(training(seed, steps=200, checkpoint_every=20) for seed in (0, 1)), measurement())
     killed: list[int] = []
 
     def lose() -> None:
