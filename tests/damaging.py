@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 NASTY = (
     "", "\x00", "../../outside", "/dev/zero", "<script>alert(1)</script>", "\ud800", "a\nb", "-1", "nan", "[x](javascript:0)",
+    "\x1b]0;x\x07",
 )  # fmt: skip
 VALUES: st.SearchStrategy[Any] = st.one_of(
     st.none(), st.booleans(), st.sampled_from([-1, 0, 1, 3, 2**31, 2**63, 10**30, -1.5, 1e308, float("inf"), float("nan")]),

@@ -1,4 +1,4 @@
-"""Outputs that go away while something is said."""
+"""Text that commands a terminal, and outputs that go away while something is said."""
 
 import errno
 import io
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from reformer_lab.terminal import Output
+from reformer_lab.terminal import Output, visible
 
 
 class Lost(io.StringIO):
@@ -45,6 +45,15 @@ def test_what_cannot_be_said_is_dropped(number: int) -> None:
             output.check()
     else:
         output.check()
+
+
+@pytest.mark.parametrize(("text", "shown"), [
+    ("a\x1b[2J\x07b", r"a\x1b[2J\x07b"), ("\x9b2J", r"\x9b2J"), ("one\rtwo\x7f", r"one\rtwo\x7f"),
+    ("\u202egnp.exe", r"\u202egnp.exe"), ("\udce9", r"\udce9"), ("é 語\n\t5\u00a0% 🙂", "é 語\n\t5\u00a0% 🙂"),
+], ids=["escape", "C1", "over what was there", "right to left", "no UTF-8", "text"])
+def test_what_a_terminal_would_obey_is_shown(text: str, shown: str) -> None:
+    assert visible(text) == shown
+    assert visible(Path(text)) == shown
 
 
 def test_the_stream_is_what_it_was(tmp_path: Path) -> None:

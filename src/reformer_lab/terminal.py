@@ -1,6 +1,23 @@
-"""What people read while a program works: a stream that may go away before the work is done."""
+"""What people read while a program works: text that cannot command their terminal, on a stream that may go away."""
 
+import unicodedata
 from typing import IO, TextIO, cast
+
+
+def visible(text: object) -> str:
+    """Return a text as a terminal may be given it: what it would obey instead of showing is written as an escape.
+
+    Control characters but line ends and tabs, characters that reverse the direction of others or have no width, and bytes
+    that were no UTF-8. Names, errors and settings that come from files may hold any of them.
+
+    >>> visible("a name\\x1b[2J")
+    'a name\\\\x1b[2J'
+    """
+    return "".join(c if _is_harmless(c) else c.encode("unicode_escape", "surrogatepass").decode() for c in str(text))
+
+
+def _is_harmless(character: str) -> bool:
+    return character.isprintable() or character in "\n\t" or unicodedata.category(character) == "Zs"
 
 
 class Output:

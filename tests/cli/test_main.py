@@ -6,6 +6,8 @@ import subprocess
 import sys
 import time
 import types
+import zipfile
+from pathlib import Path
 from typing import NoReturn
 
 import pytest
@@ -63,6 +65,17 @@ def raising(error: BaseException) -> object:
         raise error
 
     return behaviour
+
+
+def test_errors_cannot_command_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The name of an archive's member is quoted."""
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for name in "abc":
+            archive.writestr(f"{name}\x1b]0;owned\x07.png", b"no image")
+    assert main(["data", "info", str(tmp_path / "a.zip"), "--side", "4"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(r"reformer-lab: error: a\x1b]0;owned\x07.png in ")
+    assert not set("\x1b\x07") & set(error)
 
 
 def test_user_errors_are_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -232,6 +232,43 @@ def test_errors_of_the_network(server, tmp_path):
         enwik8.download(server.url, tmp_path / "file" / "enwik8.zip")
 
 
+def test_two_downloads_at_once(server, tmp_path):
+    """The second is told who is at it and touches nothing; once the first one is done, the second finds the file."""
+    begun, refused, found = threading.Event(), threading.Event(), []
+
+    def hold(done, total):
+        begun.set()
+        assert refused.wait(30)
+
+    first = threading.Thread(target=lambda: found.append(enwik8.download(server.url, tmp_path, hold)))
+    first.start()
+    assert begun.wait(30)
+    try:
+        with pytest.raises(UserError, match=rf"^{tmp_path} is in use by process {os.getpid()} on .*: wait for it, or"):
+            enwik8.download(server.url, tmp_path)
+    finally:
+        refused.set()
+        first.join()
+    assert found == [tmp_path / "enwik8.zip"]
+    assert found[0].read_bytes() == server.body
+    assert enwik8.download(server.url, tmp_path) == found[0]
+    assert server.requests == [None]
+    assert list(tmp_path.iterdir()) == found
+
+
+def test_a_download_that_ended_just_before_the_next_one(server, tmp_path, monkeypatch):
+    take = enwik8.take_lock
+
+    def late(path):
+        monkeypatch.setattr(enwik8, "take_lock", take)
+        enwik8.download(server.url, tmp_path)
+        return take(path)
+
+    monkeypatch.setattr(enwik8, "take_lock", late)
+    assert enwik8.download(server.url, tmp_path).read_bytes() == server.body
+    assert server.requests == [None]
+
+
 @pytest.mark.parametrize("name", ["enwik8", "enwik8.zip"])
 def test_file_of_that_name_must_be_enwik8(server, tmp_path, monkeypatch, name):
     path = tmp_path / name

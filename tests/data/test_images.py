@@ -1,6 +1,7 @@
 import io
 import os
 import zipfile
+import zlib
 from itertools import chain
 
 import numpy as np
@@ -219,6 +220,65 @@ def test_archive_errors(tmp_path):
                                 ("cut.npz", SIDE, "zip"), ("flipped.npz", 8, "CRC"), ("packed.zip", 8, "unpack it")]:
         with pytest.raises(UserError, match=message):
             ImagesDataset(ImagesConfig(path=str(tmp_path / name), side=side), seed=0)
+
+
+def zip_bomb(path, names, size):
+    """A .zip of members that are nothing but zeros."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in names:
+            archive.writestr(name, bytes(size))
+    return path
+
+
+def array_bomb(path, shape, num_bytes):
+    """An .npz archive whose array is as large as its header says."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("data.npy", header.getvalue() + bytes(num_bytes))
+    return path
+
+
+@pytest.mark.parametrize("packed", ["npz", "zip"])
+def test_archive_bombs_are_not_unpacked(tmp_path, cache, monkeypatch, packed):
+    """Together they are out of proportion, though no single image is."""
+    monkeypatch.setattr("reformer_lab.data.corpus_file.EXPANSION_CHECKED_FROM", 1 << 20)
+    monkeypatch.setattr("reformer_lab.data.image_sources._decode", lambda *_: pytest.fail("unpacked"))
+    if packed == "npz":
+        path, remedy = array_bomb(tmp_path / "bomb.npz", (1 << 17, LENGTH), LENGTH << 17), r"save them with numpy\.savez"
+    else:
+        path = zip_bomb(tmp_path / "bomb.zip", [f"{i}.png" for i in range(6)], 1 << 20)
+        remedy = "unpack it and name the folder"
+    with pytest.raises(UserError, match=rf"bomb\.{packed} unpacks to [\d,]+ bytes, more than 200 times its [\d,]+: .*{remedy}"):
+        ImagesDataset(config(path), seed=0)
+    assert not list(cache.rglob("*.data"))
+
+
+def test_black_images_are_no_bomb(tmp_path):
+    """As small as they pack, what they unpack to is no matter up to 64 MiB."""
+    dataset = ImagesDataset(config(array_bomb(tmp_path / "black.npz", (1 << 15, LENGTH), LENGTH << 15)), seed=0)
+    assert sum(dataset.store.counts.values()) == 1 << 15
+
+
+def test_images_without_a_value_are_not_counted_up(tmp_path):
+    """A thousand million of them fit into a header; their names would not fit into the memory."""
+    path = array_bomb(tmp_path / "none.npz", (10**9, 0), 0)
+    with pytest.raises(UserError, match="have 0 values, expected 3 x 4 x 4: is it a downsampled ImageNet"):
+        ImagesDataset(config(path), seed=0)
+
+
+def test_large_files_and_claims_are_refused(tmp_path, monkeypatch):
+    write_images(tmp_path / "set", ["a.png", "b.png", "c.png"])
+    claims = bytearray((tmp_path / "set" / "a.png").read_bytes())
+    claims[16:24] = (20_000).to_bytes(4, "big") * 2
+    claims[29:33] = zlib.crc32(claims[12:29]).to_bytes(4, "big")
+    (tmp_path / "set" / "b.png").write_bytes(claims)
+    with pytest.raises(UserError, match=r"b\.png is no readable image \(Image size \(400000000 pixels\) exceeds limit"):
+        ImagesDataset(config(tmp_path / "set"), seed=0)
+    monkeypatch.setattr("reformer_lab.data.image_sources._LARGEST_FILE", 20)
+    for path in (tmp_path / "set", zip_folder(tmp_path / "set", tmp_path / "set.zip")):
+        with pytest.raises(UserError, match=r"a\.png.* is no readable image \(it has more than 20 bytes\): repair it or leave"):
+            ImagesDataset(config(path), seed=0)
 
 
 def test_errors(tmp_path, cache):

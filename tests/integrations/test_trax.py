@@ -217,7 +217,7 @@ def test_a_pickle_cannot_make_numpy_follow_addresses(tmp_path: Path) -> None:
 
 
 def test_a_packed_bomb_ends_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("reformer_lab.integrations.trax_pickle.EXPANSION_CHECKED_FROM", 1 << 20)
+    monkeypatch.setattr("reformer_lab.data.corpus_file.EXPANSION_CHECKED_FROM", 1 << 20)
     path = tmp_path / "model.pkl.gz"
     path.write_bytes(gzip.compress(bytes(8 << 20)))
     with pytest.raises(UserError, match="more than 200 times"):

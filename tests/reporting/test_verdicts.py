@@ -92,6 +92,19 @@ def test_a_table_in_a_terminal_shows_brackets_as_they_are(rows: list[ClaimRow]) 
     assert "supported" in stream.getvalue()
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_results_cannot_command_a_terminal(rows: list[ClaimRow], terminal: bool) -> None:
+    bad = "\x1b]0;owned\x07"
+    verdict = replace(rows[6].verdict, summary=f"a {bad}", unit=f"b {bad}")
+    other = replace(rows[6], suite=f"c {bad}")
+    stream = io.StringIO()
+    print_verdicts([replace(rows[6], verdict=verdict, suite=f"d {bad}", others=(other,))],
+                   Console(file=stream, width=400, force_terminal=terminal, color_system=None))
+    text = stream.getvalue()
+    assert [text.count(rf"{start} \x1b]0;owned\x07") for start in "abcd"] == [1, int(terminal), 1, 1]
+    assert not set("\x1b\x07") & set(text)
+
+
 def test_the_readmes_table_has_one_line_for_each_row(rows: list[ClaimRow]) -> None:
     lines = one_line_table_markdown(rows).splitlines()
     assert len(lines) == len(rows) + 2

@@ -2,6 +2,7 @@
 
 import errno
 import io
+import itertools
 import json
 import os
 import signal
@@ -150,6 +151,23 @@ def test_failures_are_recorded_and_the_others_go_on(log: Path, tmp_path: Path) -
     assert set(outcome.failed) == {"invented fail", "invented crash", "invented traceback"}
     run(wanted, tmp_path / "suite")  # tries the failed ones again, and no other
     assert sum(line["arm"].startswith("stand-in") for line in lines(log, "started")) == 4 + 3
+
+
+def test_a_worker_that_the_system_kills_for_its_memory(log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = itertools.count()
+    monkeypatch.setattr(process, "killed_for_memory", lambda: next(counts))
+    outcome = run(plan(measurement("crash"), measurement("fail")), tmp_path / "suite")
+    headers = {record.header["name"]: record.header for record in read_results(tmp_path / "suite").values()}
+    assert headers["crash"]["cause"] == "out of memory"
+    assert "cause" not in headers["fail"]
+    assert outcome.failed["invented crash"] == "out of memory: the system killed the process, as there was none left"
+
+
+@pytest.mark.parametrize(("text", "count"), [("nr_free_pages 3\noom_kill 7\n", 7), ("nr_free_pages 3\n", 0)])
+def test_the_systems_count_of_kills(text: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert process.killed_for_memory() >= 0
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: text)
+    assert process.killed_for_memory() == count
 
 
 def test_a_damaged_result_is_run_again(log: Path, tmp_path: Path) -> None:
@@ -316,6 +334,29 @@ def test_two_suites_in_one_folder(log: Path, tmp_path: Path) -> None:
     with engine._only_one(tmp_path / "suite"), pytest.raises(UserError, match=named):
         run(plan(training(1)), tmp_path / "suite")
     run(plan(training(1)), tmp_path / "suite")
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_labels_and_errors_cannot_command_a_terminal(terminal: bool) -> None:
+    class Arm:
+        done, total, text = 1, 2, "half [red]\x1b]0;owned\x07"
+
+    stream = io.StringIO()
+    display = Display(3, 1, Console(file=stream, force_terminal=terminal, width=200))
+    display.LINE_SECONDS = 0
+    label = "[red]an arm\x1b]0;owned\x07"
+    with display:
+        display.start(label)
+        display.update({label: Arm()})
+        if display._progress is not None:
+            display._progress.refresh()
+        display.end(label, "failed: \x1b]0;owned\x07")
+    text = stream.getvalue()
+    assert r"[2/3] [red]an arm\x1b]0;owned\x07: failed: \x1b]0;owned\x07" in text
+    assert not terminal or r"  [red]an arm\x1b]0;owned\x07 " in text
+    assert r"half [red]\x1b]0;owned\x07" in text
+    assert "\x1b]" not in text
+    assert "\x07" not in text
 
 
 def test_plain_lines_and_bars() -> None:

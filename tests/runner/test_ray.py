@@ -1,5 +1,6 @@
 """Suites on a Ray cluster of two nodes, one processor each: the same results, lost workers, one terminal."""
 
+import contextlib
 import io
 import os
 import re
@@ -7,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,8 @@ from reformer_lab.training.tracking import Event
 
 ray = pytest.importorskip("ray")
 
-from reformer_lab.runner.cluster import Cluster  # noqa: E402
+from reformer_lab.runner import cluster as module  # noqa: E402
+from reformer_lab.runner.cluster import Cluster, Resources  # noqa: E402
 
 MODEL = get_preset("cpu_tiny").replace(vocab_size=128, num_layers=1)
 TIMES = ("seconds", "tokens_per_second", "peak_memory_bytes", "median", "low", "high")
@@ -50,19 +53,39 @@ def plan(*arms: Arm) -> Plan:
                                  judge=lambda results: (), show=lambda results: Section(), cuts=lambda scale: "all")], "smoke")
 
 
+NODE = {"num_cpus": 1, "num_gpus": 0, "object_store_memory": 80_000_000}
+
+
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
+def nodes() -> Iterator[Any]:
     from ray.cluster_utils import Cluster as TestCluster
 
-    node = {"num_cpus": 1, "num_gpus": 0, "object_store_memory": 80_000_000}
-    nodes = TestCluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
-    nodes.add_node(**node)
+    nodes = TestCluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
+    nodes.add_node(**NODE)
     nodes.wait_for_nodes()
-    try:
-        with Cluster(nodes.address) as connected:
-            yield connected
-    finally:
-        nodes.shutdown()
+    yield nodes
+    nodes.shutdown()
+
+
+@pytest.fixture(scope="module")
+def cluster(nodes: Any) -> Iterator[Cluster]:
+    with Cluster(nodes.address) as connected:
+        yield connected
+
+
+def parent(pid: int) -> int:
+    return int(re.search(r"PPid:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1])  # type: ignore[index]
+
+
+def workers(folder: Path) -> dict[int, str]:
+    """Return the processes that run arms of a suite, and which."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words = path.read_text(errors="replace").split("\0")
+            if "reformer_lab.runner.worker" in words and any(str(folder) in word for word in words):
+                found[int(path.parent.name)] = Path(words[-2]).stem
+    return found
 
 
 def run(wanted: Plan, output: Path, cluster: Cluster | None) -> tuple[SuiteOutcome, str]:
@@ -96,21 +119,16 @@ def test_results_are_those_of_the_local_engine(cluster: Cluster, tmp_path: Path)
 
 @pytest.mark.parametrize("victim", ["training", "ray's worker"])
 def test_a_killed_worker_goes_on_from_its_checkpoint(victim: str, cluster: Cluster, tmp_path: Path) -> None:
-    wanted = plan(training(0, steps=60))
+    wanted = plan(training(0, steps=200, checkpoint_every=20))
     (arm,) = wanted.arms
     killed: list[int] = []
 
     def kill() -> None:
         while len(list((tmp_path / "ray" / "runs" / arm / "checkpoints").glob("[0-9]*"))) < 2:
             time.sleep(0.02)
-        for path in Path("/proc").glob("[0-9]*/cmdline"):
-            words = path.read_text(errors="replace").split("\0") if path.exists() else []
-            if "reformer_lab.runner.worker" in words and any(str(tmp_path) in word for word in words):
-                pid = int(path.parent.name)
-                if victim != "training":
-                    pid = int(re.search(r"PPid:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1])  # type: ignore[index]
-                os.kill(pid, signal.SIGKILL)
-                killed.append(pid)
+        for pid in workers(tmp_path):
+            killed.append(pid if victim == "training" else parent(pid))
+            os.kill(killed[-1], signal.SIGKILL)
 
     killer = threading.Thread(target=kill)
     killer.start()
@@ -123,6 +141,98 @@ def test_a_killed_worker_goes_on_from_its_checkpoint(victim: str, cluster: Clust
     assert run(wanted, tmp_path / "local", None)[0].failed == {}
     one, other = (read_results(tmp_path / name)[arm] for name in ("local", "ray"))
     assert timeless(one.events) == timeless(other.events)
+
+
+def test_a_lost_machine(nodes: Any, cluster: Cluster, tmp_path: Path) -> None:
+    """One of two is gone at once, with all that ran there; its arm goes on from the checkpoint in the shared folder."""
+    wanted = plan(*(training(seed, steps=200, checkpoint_every=20) for seed in (0, 1)), measurement())
+    killed: list[int] = []
+
+    def lose() -> None:
+        (node,) = nodes.worker_nodes
+        (raylet,) = node.all_processes["raylet"]
+        deadline = time.monotonic() + 60
+        while not killed and time.monotonic() < deadline:
+            time.sleep(0.02)
+            with contextlib.suppress(OSError):
+                killed.extend(pid for pid, arm in workers(tmp_path).items() if parent(parent(pid)) == raylet.process.pid
+                              and len(list((tmp_path / "ray" / "runs" / arm / "checkpoints").glob("[0-9]*"))) >= 2)
+        for pid in killed:  # at once: this machine goes on, and the training would save once more, or end, before the node has
+            os.kill(pid, signal.SIGSTOP)
+        nodes.remove_node(node, allow_graceful=False)
+        for pid in killed:
+            os.kill(pid, signal.SIGKILL)
+
+    loser = threading.Thread(target=lose)
+    loser.start()
+    try:
+        outcome, shown = run(wanted, tmp_path / "ray", cluster)
+    finally:
+        loser.join()
+        nodes.add_node(**NODE)
+        nodes.wait_for_nodes()
+    assert outcome.failed == {}
+    assert len(killed) == 1
+    assert shown.count("started again, from its checkpoint") == 1
+    assert len(cluster.nodes) == 1
+    assert run(wanted, tmp_path / "local", None)[0].failed == {}
+    local, remote = (read_results(tmp_path / name) for name in ("local", "ray"))
+    for arm in wanted.trainings:
+        assert timeless(local[arm.id].events) == timeless(remote[arm.id].events)
+        one, other = (ReformerLM.from_pretrained(tmp_path / name / "runs" / arm.id / "model").state_dict()
+                      for name in ("local", "ray"))
+        assert all(value.equal(other[key]) for key, value in one.items())
+
+
+def test_out_of_memory_is_recorded_once(cluster: Cluster, tmp_path: Path) -> None:
+    """A real refusal of memory in a real worker."""
+    greedy = Arm(name="greedy", run=replace(training(0).run, model=MODEL.replace(d_ff=2**45)))  # type: ignore[type-var]
+    outcome, shown = run(plan(greedy, training(0)), tmp_path / "suite", cluster)
+    header = read_results(tmp_path / "suite")[greedy.id].header
+    assert set(outcome.failed) == {"invented greedy"}
+    assert (header["status"], header["cause"]) == ("failed", "out of memory")
+    assert header["error"].startswith("out of memory, ")
+    assert "started again" not in shown
+
+
+RAYS_OWN = ray.exceptions.OutOfMemoryError("Task was killed due to the node running low on memory.\nMemory was 95 % full")
+SYSTEMS = {"code": -9, "error": "out of memory: the system killed the process", "cause": "out of memory", "seconds": 1.0}
+SOMEONES = {"code": -9, "error": "killed by signal 9", "cause": None, "seconds": 1.0}
+
+
+@pytest.mark.parametrize(("end", "starts", "error", "cause"), [
+    (RAYS_OWN, 1, "Task was killed due to the node running low on memory.", "out of memory"),
+    (SYSTEMS, 1, "out of memory: the system killed the process", "out of memory"),
+    (SOMEONES, 4, "its worker was lost 4 times, at last: killed by signal 9", None),
+    (UserError("no room"), 1, "its worker was lost, and no room", None),
+], ids=["Ray", "the system", "someone", "nowhere to go"])
+def test_which_ends_are_tried_again(end: Any, starts: int, error: str, cause: str | None,
+                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    class Task:
+        started = 0
+
+        def options(self, **_: Any) -> "Task":
+            return self
+
+        def remote(self, *_: Any) -> Iterator[str]:
+            Task.started += 1
+            return iter(["reference"])
+
+    def get(_: str) -> Any:
+        if isinstance(end, ray.exceptions.RayError):
+            raise end
+        return SOMEONES if isinstance(end, UserError) else end
+
+    def place() -> Resources:
+        if isinstance(end, UserError) and Task.started:
+            raise end
+        return Resources(1, 0)
+
+    monkeypatch.setattr(module, "_task", Task())
+    monkeypatch.setattr(module.ray, "get", get)
+    worker = module.RemoteWorker(place, ({}, "jobs/arm.json", "logs/arm.log", None), lambda line: None)
+    code = worker.wait(30)
+    assert (Task.started, code != 0, worker.failure(code), worker.cause) == (starts, True, error, cause)
 
 
 def test_failures_and_a_stop_are_seen_here(cluster: Cluster, tmp_path: Path) -> None:

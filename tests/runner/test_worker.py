@@ -16,6 +16,7 @@ import pytest
 from reformer_lab.data.config import DuplicationConfig
 from reformer_lab.errors import UserError
 from reformer_lab.experiments.claim import Arm, Experiment
+from reformer_lab.locks import release_lock, take_lock
 from reformer_lab.models.presets import get_preset
 from reformer_lab.reporting.records import read_results
 from reformer_lab.reporting.section import Section
@@ -24,7 +25,6 @@ from reformer_lab.runner.engine import run_suite
 from reformer_lab.runner.plan import make_plan
 from reformer_lab.runner.worker import run_job
 from reformer_lab.training.config import RunConfig
-from reformer_lab.training.locks import release_lock, take_lock
 from reformer_lab.training.run_folder import LOCK
 
 MODEL = get_preset("cpu_tiny").replace(vocab_size=128)

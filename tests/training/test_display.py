@@ -65,6 +65,18 @@ def test_a_terminal_gets_a_live_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "2,048 tokens/s" in text
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_names_cannot_command_a_terminal(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "200")
+    bad = "x\x1b]0;owned\x07"
+    text = shown({**START, "data": bad}, {"event": "note", "text": bad}, {**SCORING, "name": bad, "targets": 16},
+                 stream=Terminal() if terminal else io.StringIO())
+    assert text.count(r"x\x1b]0;owned\x07") >= 3
+    assert "\x1b]" not in text
+    assert "\x07" not in text
+
+
 def test_brackets_are_text_and_accuracy_may_be_missing() -> None:
     assert shown({"event": "note", "text": "[bold]x[/bold]"}) == "[bold]x[/bold]\n"
     assert shown({**EVAL, "accuracy": None}) == "step 2: validation 1.4427 bits per byte\n"

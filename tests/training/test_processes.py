@@ -2,17 +2,22 @@
 
 import json
 import os
+import re
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
-from launching import WORKER, ends, start
+from launching import SECONDS, WORKER, ends, start
 from tiny_runs import tiny_model, tiny_run, without_times
 
+from reformer_lab.cli.train import parse, run_config
 from reformer_lab.errors import UserError
 from reformer_lab.models.language_model import ReformerLM
+from reformer_lab.training.checkpoint import newest_checkpoint
 from reformer_lab.training.config import RunConfig
 from reformer_lab.training.interruption import StopRequests
 from reformer_lab.training.loop import check_same_data, check_seen, train
@@ -149,11 +154,13 @@ ARGUMENTS = ("-m", "reformer_lab", "train", "--preset", "duplication_cpu", "--le
              "--eval-limit", "4", "--model.num-layers", "1", "--checkpoint-every", "2", "--threads", "1", "--batch-size")
 
 
-@pytest.mark.parametrize("launcher", [
-    ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
-    ("-m", "accelerate.commands.launch", "--use_fsdp", "--fsdp_version", "2", "--num_processes", "2", "--num_machines", "1",
-     "--mixed_precision", "no", "--dynamo_backend", "no"),
-], ids=["torchrun", "accelerate"])
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+ACCELERATE = ("-m", "accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
+              "--dynamo_backend", "no")
+
+
+@pytest.mark.parametrize("launcher", [TORCHRUN, (*ACCELERATE, "--use_fsdp", "--fsdp_version", "2")],
+                         ids=["torchrun", "accelerate"])
 def test_the_command_line_under_a_launcher(launcher: tuple[str, ...], tmp_path: Path) -> None:
     (code, output, errors), = ends(start((*launcher, *ARGUMENTS, "4", "--output", "run"), count=1, directory=tmp_path))
     assert code == 0, errors
@@ -162,6 +169,44 @@ def test_the_command_line_under_a_launcher(launcher: tuple[str, ...], tmp_path: 
     steps = [event["step"] for event in without_times(tmp_path / "run") if event["event"] == "train"]
     assert steps == sorted(set(steps))
     assert not (tmp_path / "run" / "run.lock").exists()
+
+
+LONGER = (*ARGUMENTS, "4", "--accumulation", "2", "--steps", "40", "--checkpoint-every", "15", "--log-every", "1")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of `LONGER` by this one process."""
+    folder = tmp_path_factory.mktemp("uninterrupted") / "run"
+    train(run_config(parse(list(LONGER[3:]))), folder)
+    return folder
+
+
+@pytest.mark.parametrize("launcher", [TORCHRUN, (*ACCELERATE, "--multi_gpu")], ids=["torchrun", "accelerate"])
+def test_sigterm_to_the_launcher(launcher: tuple[str, ...], tmp_path: Path, uninterrupted: Path) -> None:
+    """It tells its processes, which save and leave together; its own exit code is 1. Nothing of it is left running."""
+    words = (*launcher, *LONGER, "--output", "run")
+    process, = start(words, count=1, directory=tmp_path)
+    metrics, deadline = tmp_path / "run" / "metrics.jsonl", time.monotonic() + SECONDS
+    while not metrics.exists() or metrics.read_text().count("\n") < 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGTERM)
+    (code, output, errors), = ends([process])
+    assert (code, "got signal: 15" in errors) == (1, True), errors
+    assert psutil.wait_procs(children, 10)[1] == []
+    stopped = int(re.findall(r"stopped at step (\d+), saved: the same call goes on from there", output)[0])
+    assert 3 <= stopped < 40
+    assert newest_checkpoint(tmp_path / "run" / "checkpoints", pytest.fail) == tmp_path / "run" / "checkpoints" / str(stopped)
+    assert not (tmp_path / "run" / "run.lock").exists()
+    if launcher == TORCHRUN:
+        (code, output, errors), = ends(start(words, count=1, directory=tmp_path))
+        assert code == 0, errors
+        assert f"2 processes, 40 steps, going on after step {stopped}" in output
+    else:  # one process takes it up, in less time
+        train(run_config(parse(list(LONGER[3:]))), tmp_path / "run")
+    assert_same(tmp_path / "run", uninterrupted)
 
 
 @pytest.mark.parametrize(("words", "message"), [

@@ -19,7 +19,7 @@ from reformer_lab.training.run_folder import LOCK, RunFolder, differences, final
 HOLDER = """
 import sys, time
 from pathlib import Path
-from reformer_lab.training.locks import take_lock
+from reformer_lab.locks import take_lock
 take_lock(Path(sys.argv[1]))
 print("held", flush=True)
 time.sleep(60)

@@ -10,6 +10,7 @@ import tyro
 
 from reformer_lab.cli.options import parse_options
 from reformer_lab.errors import UserError
+from reformer_lab.terminal import visible
 
 if TYPE_CHECKING:
     from reformer_lab.models.language_model import ReformerLM
@@ -58,12 +59,12 @@ def main(argv: list[str]) -> int:
         else:
             model.save_pretrained(arguments.dest)
     for warning in caught:
-        print(f"warning: {warning.message}")
+        print(visible(f"warning: {warning.message}"))
     config = model.config
     kinds = ", ".join(dict.fromkeys(config.layer_kinds()))
     count = sum(parameter.numel() for parameter in model.parameters())
     print(
-        f"{arguments.dest}: {count:,} parameters, {config.num_layers} layers ({kinds}), "
+        f"{visible(arguments.dest)}: {count:,} parameters, {config.num_layers} layers ({kinds}), "
         f"vocabulary {config.vocab_size}, up to {config.max_length:,} tokens"
     )
     return 0

@@ -9,6 +9,7 @@ from typing import Any
 
 from reformer_lab.data.config import ByteCorpusConfig, ImagesConfig
 from reformer_lab.errors import UserError
+from reformer_lab.terminal import visible
 
 HELP = """\
 Show what a corpus holds and how it is split, or download a known corpus.
@@ -101,7 +102,7 @@ def _image_facts(config: ImagesConfig) -> dict[str, Any]:
 
 def _print_facts(facts: dict[str, Any]) -> None:
     for name, value in facts.items():
-        print(f"{name:<14} {value}")
+        print(visible(f"{name:<14} {value}"))
 
 
 def _download(arguments: argparse.Namespace) -> int:
@@ -109,7 +110,7 @@ def _download(arguments: argparse.Namespace) -> int:
 
     with _Progress() as progress:
         path = enwik8.download(arguments.url or enwik8.URL, arguments.output, progress)
-    print(f"{path}: enwik8, {enwik8.NUM_BYTES:,} bytes, its sum is right")
+    print(f"{visible(path)}: enwik8, {enwik8.NUM_BYTES:,} bytes, its sum is right")
     return 0
 
 

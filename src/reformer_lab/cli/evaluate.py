@@ -9,6 +9,7 @@ import tyro
 from reformer_lab.cli.options import parse_options
 from reformer_lab.data.config import DuplicationConfig
 from reformer_lab.errors import UserError
+from reformer_lab.terminal import visible
 from reformer_lab.training.config import Precision, RunConfig, Split
 
 DESCRIPTION = """\
@@ -63,7 +64,7 @@ def main(argv: list[str]) -> int:
     dataset = open_dataset(data, config.seed)
     check_fingerprint(arguments.run, recorded, dataset.fingerprint)
 
-    weights, state = trained_weights(arguments.run, config.steps, print)
+    weights, state = trained_weights(arguments.run, config.steps, lambda line: print(visible(line)))
     model = ReformerLM.from_pretrained(weights)
     hashing = "lsh" in model.config.layer_kinds()
     if arguments.num_hashes is not None:
@@ -73,8 +74,8 @@ def main(argv: list[str]) -> int:
     model = model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
     total = split_sizes(dataset, arguments.limit).get(arguments.split)
-    print(f"{arguments.run}: {state}" + (f", {model.config.num_hashes} hash rounds" if hashing else ""))
-    print(f"{dataset.name}, {arguments.split} split" + (f", {total:,} {dataset.unit}s" if total else ""))
+    print(visible(f"{arguments.run}: {state}") + (f", {model.config.num_hashes} hash rounds" if hashing else ""))
+    print(visible(f"{dataset.name}, {arguments.split} split") + (f", {total:,} {dataset.unit}s" if total else ""))
     with Display(config.steps, dataset.unit) as display:
         metrics = evaluate(
             model, dataset, arguments.split, batch_size=arguments.batch_size, limit=arguments.limit,

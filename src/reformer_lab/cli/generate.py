@@ -11,6 +11,7 @@ from reformer_lab.cli.options import parse_options
 from reformer_lab.data.byte_text import ByteDecoder, encode
 from reformer_lab.data.config import BYTE_VOCABULARY, ByteCorpusConfig
 from reformer_lab.errors import UserError
+from reformer_lab.terminal import visible
 from reformer_lab.training.config import Precision, RunConfig
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def main(argv: list[str]) -> int:
     length = arguments.length
     if length is None:
         length = max(1, min(DEFAULT_LENGTH, model.config.max_length - len(tokens)))
-    print(f"{arguments.model}: {state}; {len(tokens)} tokens, {length} new ones", file=sys.stderr)
+    print(visible(f"{arguments.model}: {state}; {len(tokens)} tokens, {length} new ones"), file=sys.stderr)
 
     show = _Text(tokens) if arguments.prompt_tokens is None else _Ids(tokens)
     common: dict[str, Any] = {
@@ -164,6 +165,6 @@ def _load(folder: Path) -> "tuple[ReformerLM, str, str | None]":
         meaning = f"{folder} does not say what its {model.config.vocab_size} tokens mean, and bytes would be {BYTE_VOCABULARY}"
         return model, "a model folder", None if model.config.vocab_size == BYTE_VOCABULARY else meaning
     config = RunConfig.from_dict(read_config_file(folder)["config"])
-    weights, state = trained_weights(folder, config.steps, lambda line: print(line, file=sys.stderr))
+    weights, state = trained_weights(folder, config.steps, lambda line: print(visible(line), file=sys.stderr))
     meaning = f"the tokens of {folder} are not text ({config.data.kind})"
     return ReformerLM.from_pretrained(weights), state, None if isinstance(config.data, ByteCorpusConfig) else meaning

@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from reformer_lab import __version__
 from reformer_lab.errors import UserError
+from reformer_lab.terminal import visible
 from reformer_lab.training.ending import is_one_of_several, run_and_end
 
 VERBS = {
@@ -80,7 +81,7 @@ def _answer(arguments: list[str]) -> int:
     try:
         return _dispatch(arguments)
     except UserError as error:
-        print(f"reformer-lab: error: {error}", file=sys.stderr)
+        print(f"reformer-lab: error: {visible(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("reformer-lab: interrupted", file=sys.stderr)

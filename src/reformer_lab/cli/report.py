@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reformer_lab.errors import UserError
+from reformer_lab.terminal import visible
 
 if TYPE_CHECKING:
     from reformer_lab.reporting.verdicts import ClaimRow
@@ -37,7 +38,7 @@ def main(argv: list[str]) -> int:
     rows = print_report(arguments.folder)
     if arguments.readme is not None:
         update_readme(arguments.readme, rows, arguments.folder)
-        print(f"table of claims: {arguments.readme}")
+        print(visible(f"table of claims: {arguments.readme}"))
     return 0
 
 
@@ -79,5 +80,5 @@ def print_report(folder: Path) -> "list[ClaimRow]":
         page = write_report(folder, suite, experiments, records)
         rows = verdict_rows(experiments, suite_results(experiments, suite, records))
     print_verdicts(rows)
-    print(f"report: {page}")
+    print(visible(f"report: {page}"))
     return rows

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reformer_lab.errors import UserError
+from reformer_lab.terminal import visible
 
 if TYPE_CHECKING:
     from reformer_lab.runner.cluster import Cluster
@@ -94,7 +95,7 @@ def main(argv: list[str]) -> int:
                             cluster=cluster)
     print_report(output)
     for label, error in outcome.failed.items():
-        print(f"reformer-lab: {label} failed: {error}; the same command tries it again", file=sys.stderr)
+        print(visible(f"reformer-lab: {label} failed: {error}; the same command tries it again"), file=sys.stderr)
     if outcome.left:
         shown = ", ".join(outcome.left[:3]) + (", ..." if len(outcome.left) > 3 else "")
         print(f"reformer-lab: the time is over; {len(outcome.left)} of {len(plan.arms)} runs are left ({shown}); "

@@ -11,6 +11,7 @@ from reformer_lab.data.config import ByteCorpusConfig, DataConfig, DuplicationCo
 from reformer_lab.errors import UserError
 from reformer_lab.models.config import ReformerConfig
 from reformer_lab.models.presets import get_preset
+from reformer_lab.terminal import visible
 from reformer_lab.training.config import OptimizerConfig, Precision, RunConfig
 
 DEFAULT_PRESET = "cpu_small"
@@ -76,7 +77,7 @@ def main(argv: list[str]) -> int:
     name = Path(arguments.corpus).stem if arguments.corpus else arguments.preset
     output = arguments.output or Path("runs") / f"{name}-{config.digest()}"
     if os.environ.get("RANK", "0") == "0":  # of several processes, the first one speaks
-        print(f"run folder: {output}")
+        print(visible(f"run folder: {output}"))
 
     from reformer_lab.training.display import Display, scores
     from reformer_lab.training.loop import train

@@ -31,7 +31,7 @@ class ByteCorpusDataset:
         self.bounds = split_bounds(self.corpus, config)
         self.stride, count = training_starts(self.bounds["train"][1], config)
         self._order = EpochOrder(count, seed)
-        self._watched = WatchedBytes(self.corpus)
+        self._watched = WatchedBytes(self.corpus.path, self.corpus.num_bytes, self.corpus.sha256)
         self._bytes = self._watched.bytes
 
     @property

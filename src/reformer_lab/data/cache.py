@@ -71,6 +71,15 @@ def write_index(folder: Path, index: dict[str, Any]) -> None:
         file.write(json.dumps({"format": _FORMAT, **index}, indent=1).encode())
 
 
+def forget(path: Path) -> bool:
+    """Let the next opening make the entry anew whose data file this is; return whether it is one of the cache's."""
+    if path.suffix != ".data" or not path.is_relative_to(cache_folder()):
+        return False
+    with suppress(OSError):
+        path.with_name("index.json").unlink(missing_ok=True)
+    return True
+
+
 @contextmanager
 def new_file(folder: Path, name: str) -> Iterator[IO[bytes]]:
     """Open a file that takes its `name` when the block ends without an error, and vanishes otherwise.

@@ -30,7 +30,7 @@ BLOCK = 1 << 18
 """Bytes that are read at once, and that each entry of the index of characters covers. An index of other blocks does not
 count, as it is part of the signature."""
 MOST_EXPANSION = 200
-"""An archive that unpacks to more than this many times its size is no text (text: 3 to 10 times)."""
+"""An archive that unpacks to more than this many times its size is a bomb (text: 3 to 10 times; images: 1 to 2)."""
 EXPANSION_CHECKED_FROM = 64 << 20
 """Unpacked bytes below which the expansion does not matter."""
 
@@ -98,6 +98,11 @@ def open_corpus_file(path: str | Path) -> CorpusFile:
     if index is None:
         index = _fill(folder, signature, _pieces_of(source, packing), str(source))
     return _from_index(index, folder / _DATA, source.name)
+
+
+def most_unpacked(packed: int) -> int:
+    """Return the bytes above which what an archive of `packed` bytes holds is taken for a bomb."""
+    return max(EXPANSION_CHECKED_FROM, MOST_EXPANSION * packed)
 
 
 def measure(path: Path) -> tuple[int, str]:
@@ -213,7 +218,7 @@ def _pieces(stream: IO[bytes], source: Path | str, packed: int | None) -> Iterat
             raise UserError(f"{source} is a tar archive: unpack it and name one file")
         assert total % BLOCK == 0, "a short block before the last would shift the index"
         total += len(piece)
-        if packed is not None and total > max(EXPANSION_CHECKED_FROM, MOST_EXPANSION * packed):
+        if packed is not None and total > most_unpacked(packed):
             raise UserError(f"{source} unpacks to more than {MOST_EXPANSION} times its {packed:,} bytes: "
                             "that is no text; if it is, unpack it and name the file")
         yield piece

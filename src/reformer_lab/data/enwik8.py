@@ -1,7 +1,7 @@
 """enwik8, the first 100,000,000 bytes of an English Wikipedia dump: its sums, and fetching it once.
 
 A download goes to `enwik8.zip.part`, is taken up where it was broken off, and gets its name only when the unpacked
-bytes have the known sum.
+bytes have the known sum. A lock beside it keeps a second download away from the part.
 """
 
 import http.client
@@ -14,6 +14,7 @@ from pathlib import Path
 from reformer_lab.data.cache import CACHE_VARIABLE, cache_folder
 from reformer_lab.data.corpus_file import CorpusFile, measure, open_corpus_file
 from reformer_lab.errors import UserError
+from reformer_lab.locks import release_lock, take_lock
 
 URL = "https://mattmahoney.net/dc/enwik8.zip"
 NUM_BYTES = 100_000_000
@@ -60,7 +61,7 @@ def download(url: str = URL, output: Path | None = None, progress: Progress | No
     """Fetch enwik8 and return its path; nothing is fetched if a good copy is there.
 
     `output` is a folder or a file; None: the cache. The server may send it plain or packed. Raises UserError if it
-    cannot be fetched (a second call goes on where this one stopped), or has another sum.
+    cannot be fetched (a second call goes on where this one stopped), has another sum, or is being fetched by another process.
     """
     target = cached_path() if output is None else output.expanduser()
     if target.is_dir():
@@ -68,14 +69,30 @@ def download(url: str = URL, output: Path | None = None, progress: Progress | No
     if target.exists():
         check_sum(str(target), *measure(target))
         return target
-    part = target.with_name(target.name + ".part")
+    part, lock = (target.with_name(target.name + suffix) for suffix in (".part", ".lock"))
     try:
         part.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("ab"):
-            pass
+        handle = take_lock(lock)
     except OSError as error:
-        raise UserError(f"{part} cannot be written ({error.strerror}): give --output, "
-                        f"or set {CACHE_VARIABLE} to another folder") from error
+        raise UserError(_not_writable(part, error)) from error
+    try:
+        if not target.exists():  # another process may have fetched it since we looked
+            _fetch_whole(url, part, target, progress)
+        return target
+    finally:
+        release_lock(lock, handle)
+
+
+def _not_writable(part: Path, error: OSError) -> str:
+    return f"{part} cannot be written ({error.strerror}): give --output, or set {CACHE_VARIABLE} to another folder"
+
+
+def _fetch_whole(url: str, part: Path, target: Path, progress: Progress | None) -> None:
+    """Complete the part, check it and give it its name."""
+    try:
+        part.touch()
+    except OSError as error:
+        raise UserError(_not_writable(part, error)) from error
     _fetch(url, part, progress)
     try:
         check_sum(part.name, *measure(part))
@@ -83,7 +100,6 @@ def download(url: str = URL, output: Path | None = None, progress: Progress | No
         part.unlink()
         raise UserError(f"{url} gave something else than enwik8, which was removed: {error}") from error
     part.replace(target)
-    return target
 
 
 def _fetch(url: str, part: Path, progress: Progress | None) -> None:

@@ -17,6 +17,7 @@ from typing import IO, Literal
 import numpy as np
 
 from reformer_lab.data.cache import file_signature
+from reformer_lab.data.corpus_file import MOST_EXPANSION, most_unpacked
 from reformer_lab.errors import UserError
 from reformer_lab.folders import find_data
 
@@ -76,8 +77,6 @@ class FileImages(ImageSource):
             return
         with zipfile.ZipFile(self.path) as archive:
             for name in self.names:
-                if archive.getinfo(name).file_size > _LARGEST_FILE:
-                    raise UserError(f"{name} in {self.path} has more than {_LARGEST_FILE:,} bytes: leave it out")
                 yield _decode(lambda name=name: archive.open(name),  # type: ignore[misc]
                               f"{name} in {self.path}", side, channels)
 
@@ -85,8 +84,9 @@ class FileImages(ImageSource):
 class ArrayImages(ImageSource):
     """Downsampled-ImageNet archives: `data` is (N, 3 * side * side) uint8, plane after plane (red, green, blue)."""
 
-    def __init__(self, path: Path, archives: list[Path], signature: str) -> None:
-        self.counts = {archive: _shape_of(archive)[0] for archive in archives}
+    def __init__(self, path: Path, archives: list[Path], signature: str, side: int) -> None:
+        # The width is checked before the names are listed: a small archive may claim any number of images without a value.
+        self.counts = {archive: _count_of(archive, side) for archive in archives}
         super().__init__(path, [f"{archive.name}/{i}" for archive, count in self.counts.items() for i in range(count)],
                          signature)
 
@@ -99,29 +99,27 @@ class ArrayImages(ImageSource):
         if channels != 3:
             raise UserError(f"channels={channels}: the images of {self.path} have 3")
         for archive, count in self.counts.items():
-            width = _shape_of(archive)[1]
-            if width != 3 * side * side:
-                has = round((width / 3) ** 0.5)
-                raise UserError(f"the images of {archive} have {width} values, expected 3 x {side} x {side}: "
-                                + (f"set side={has}" if 3 * has * has == width else "is it a downsampled ImageNet?"))
             yield from _array_rows(archive, count, side)
 
 
-def open_source(path: str | Path) -> ImageSource:
-    """Return the images at a path. Raises UserError if there are none, or the archive is damaged."""
+def open_source(path: str | Path, side: int) -> ImageSource:
+    """Return the images at a path; `side` is what those of .npz archives must have.
+
+    Raises UserError if there are none, or an archive is damaged, or unpacks to so much that it must be a bomb.
+    """
     source = find_data(path)
     if os.path.isdir(source):  # Path.is_dir raises for names that the system refuses
-        return _open_folder(source)
+        return _open_folder(source, side)
     if not os.path.isfile(source):
         raise UserError(f"{source} does not exist: name a folder or an archive of images, or leave it out "
                         "to use the procedural stand-in")
     try:
         signature = file_signature(source)
         if source.suffix.lower() == ".npz":
-            return ArrayImages(source, [source], signature)
+            return ArrayImages(source, [source], signature, side)
         with zipfile.ZipFile(source) as archive:
-            members = [info.filename for info in archive.infolist()
-                       if not info.is_dir() and not info.filename.startswith("__MACOSX/")]
+            members = {info.filename: info.file_size for info in archive.infolist()
+                       if not info.is_dir() and not info.filename.startswith("__MACOSX/")}
     except zipfile.BadZipFile as error:
         raise UserError(f"{source} is no readable .zip or .npz ({error}): fetch or make it again") from error
     except OSError as error:
@@ -129,6 +127,7 @@ def open_source(path: str | Path) -> ImageSource:
     images = [name for name in members if PurePosixPath(name).suffix.lower() in _SUFFIXES]
     if not images and any(name.endswith(".npz") for name in members):
         raise UserError(f"{source} holds .npz archives: unpack it and name the folder")
+    _check_unpacked(source, sum(members[name] for name in images), "if they are images, unpack it and name the folder")
     return FileImages(source, images, signature)
 
 
@@ -143,7 +142,7 @@ def holds_images(path: Path) -> bool:
         return False
 
 
-def _open_folder(source: Path) -> ImageSource:
+def _open_folder(source: Path, side: int) -> ImageSource:
     files = []
     for folder, folders, names in os.walk(source):
         folders.sort()
@@ -156,15 +155,19 @@ def _open_folder(source: Path) -> ImageSource:
     archives = [source / name for name in names if name.lower().endswith(".npz")]
     if archives and len(archives) < len(names):
         raise UserError(f"{source} holds both .npz archives and image files: keep one sort in it")
-    return ArrayImages(source, archives, signature) if archives else FileImages(source, names, signature)
+    return ArrayImages(source, archives, signature, side) if archives else FileImages(source, names, signature)
 
 
 def _decode(open_file: Callable[[], IO[bytes]], label: str, side: int, channels: int) -> np.ndarray:
     """Return one image as (1, side * side * channels) uint8, resized by averaging areas (Pillow's BOX) if need be."""
-    from PIL import Image
+    from PIL import Image  # which decodes no image of more than 179 million pixels
 
     try:
-        with open_file() as file, Image.open(io.BytesIO(file.read())) as image:
+        with open_file() as file:
+            content = file.read(_LARGEST_FILE + 1)
+        if len(content) > _LARGEST_FILE:
+            raise ValueError(f"it has more than {_LARGEST_FILE:,} bytes")
+        with Image.open(io.BytesIO(content)) as image:
             pixels = image.convert("RGB" if channels == 3 else "L")
     except (*_DAMAGE, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"{label} is no readable image ({error}): repair it or leave it out") from error
@@ -187,14 +190,29 @@ def _array_file(archive: zipfile.ZipFile) -> tuple[IO[bytes], tuple[int, ...]]:
     return file, shape
 
 
-def _shape_of(archive: Path) -> tuple[int, int]:
+def _count_of(archive: Path, side: int) -> int:
+    """Return the number of images of an archive. Raises UserError where they have another side, or it is damaged or a bomb."""
     try:
         with zipfile.ZipFile(archive) as opened:
-            file, shape = _array_file(opened)
+            file, (count, width) = _array_file(opened)
             file.close()
+            packed_to = opened.getinfo("data.npy").file_size
     except (*_DAMAGE, KeyError) as error:
         raise UserError(_no_archive(archive, error)) from error
-    return shape[0], shape[1]
+    if width != 3 * side * side:
+        has = round((width / 3) ** 0.5)
+        known = has >= 2 and 3 * has * has == width
+        raise UserError(f"the images of {archive} have {width} values, expected 3 x {side} x {side}: "
+                        + (f"set side={has}" if known else "is it a downsampled ImageNet?"))
+    _check_unpacked(archive, packed_to, "if they are images, save them with numpy.savez, which does not pack them")
+    return count
+
+
+def _check_unpacked(archive: Path, num_bytes: int, remedy: str) -> None:
+    """Raise UserError if what an archive says that it holds is out of proportion; zipfile reads no more than it says."""
+    packed = archive.stat().st_size
+    if num_bytes > most_unpacked(packed):
+        raise UserError(f"{archive} unpacks to {num_bytes:,} bytes, more than {MOST_EXPANSION} times its {packed:,}: {remedy}")
 
 
 def _array_rows(archive: Path, count: int, side: int) -> Iterator[np.ndarray]:

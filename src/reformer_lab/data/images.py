@@ -17,6 +17,7 @@ from reformer_lab.data.cache import entry_folder, new_file, read_index, sample_d
 from reformer_lab.data.config import ImagesConfig
 from reformer_lab.data.dataset import Batch, EpochOrder, check_request, eval_selection
 from reformer_lab.data.image_sources import ImageSource, Split, open_source
+from reformer_lab.data.watched import WatchedBytes
 from reformer_lab.errors import UserError
 from reformer_lab.seeds import derive_seed
 
@@ -46,17 +47,21 @@ class CachedRasters:
 
     def __init__(self, config: ImagesConfig) -> None:
         path = Path(config.path or "")
-        source = open_source(path)
+        source = open_source(path, config.side)
         folder = entry_folder("images", f"{source.path.resolve()}|{config.side}|{config.channels}")
         index = read_index(folder, source.signature) or _fill(folder, source, config)
         self.name = source.path.name
         self.fingerprint: str = index["sha256"]
         self.counts: dict[str, int] = index["counts"]
         shape = (sum(self.counts.values()), config.length)
-        self._rasters = np.memmap(folder / _DATA, dtype=np.uint8, mode="r", shape=shape)
+        self._watched = WatchedBytes(folder / _DATA, shape[0] * shape[1], self.fingerprint, _after_rasters(self.counts))
+        self._rasters = self._watched.bytes.reshape(shape)
 
     def read(self, numbers: np.ndarray) -> np.ndarray:
-        return self._rasters[numbers]
+        self._watched.check()  # before, as a mapped file that has become shorter cannot be read
+        rasters = self._rasters[numbers]
+        self._watched.check()
+        return rasters
 
 
 class DrawnRasters:
@@ -125,11 +130,16 @@ def _fill(folder: Path, source: ImageSource, config: ImagesConfig) -> dict[str, 
         assert written == len(splits)
         file.seek(0)
         digest = hashlib.file_digest(file, "sha256")  # type: ignore[arg-type]
-    digest.update(repr(counts).encode())
+    digest.update(_after_rasters(counts))
     index = {"signature": source.signature, "source": str(source.path), "data": _DATA,
              "sample": sample_digest(folder / _DATA), "sha256": digest.hexdigest(), "counts": counts}
     write_index(folder, index)
     return index
+
+
+def _after_rasters(counts: dict[Any, int]) -> bytes:
+    """Return what the fingerprint covers beside the rasters: where the splits begin."""
+    return repr(counts).encode()
 
 
 class ImagesDataset:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy
 
-from reformer_lab.data.corpus_file import BLOCK, EXPANSION_CHECKED_FROM, MOST_EXPANSION
+from reformer_lab.data.corpus_file import BLOCK, MOST_EXPANSION, most_unpacked
 from reformer_lab.errors import UserError
 
 
@@ -59,7 +59,7 @@ def _unpacked(path: Path) -> bytes:
         if file.read(2) != b"\x1f\x8b":
             file.seek(0)
             return file.read()
-    most = max(EXPANSION_CHECKED_FROM, MOST_EXPANSION * packed)
+    most = most_unpacked(packed)
     content = bytearray()
     with gzip.open(path) as stream:
         while piece := stream.read(BLOCK):

@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from reformer_lab.reporting.verdicts import ClaimRow, tally
+from reformer_lab.terminal import visible
 
 OUTCOME_STYLES = {"supported": "green", "contradicted": "red", "inconclusive": "yellow", "not run": "dim"}
 
@@ -19,7 +20,7 @@ def print_verdicts(rows: Sequence[ClaimRow], console: Console | None = None) -> 
         for row in rows:
             notes = ", ".join(text for text in (row.verdict.experiment, row.where, *_others(row)) if text)
             line = f"{row.claim.id}: {row.verdict.label}: {row.verdict.summary}" + (f" ({notes})" if notes else "")
-            console.print(Text(line), soft_wrap=True)
+            console.print(Text(visible(line)), soft_wrap=True)
     else:
         table = Table(box=box.SIMPLE_HEAD, title="The paper's claims", title_justify="left", pad_edge=False)
         table.add_column("", no_wrap=True)
@@ -31,8 +32,8 @@ def print_verdicts(rows: Sequence[ClaimRow], console: Console | None = None) -> 
             details = "\n".join(text for text in (row.verdict.summary, row.interval) if text)
             sure = "\n".join(text for text in (row.verdict.strength, row.verdict.count, row.where, *_others(row)) if text)
             table.add_row(
-                row.claim.id, Text(row.claim.statement), Text(details, style="dim" if style == "dim" else ""),
-                Text(sure, style=style),
+                row.claim.id, Text(row.claim.statement), Text(visible(details), style="dim" if style == "dim" else ""),
+                Text(visible(sure), style=style),
             )  # fmt: skip
         console.print(table)
     counts = ", ".join(f"{count} {strength}" for strength, count in tally(rows).items())

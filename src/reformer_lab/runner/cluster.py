@@ -1,7 +1,8 @@
 """Arms on the machines of a Ray cluster: each one a task that runs `runner.worker` there, as the local engine does here.
 
 Every machine must have this package, and see the output folder under the same path. A task that is lost with its worker or its
-machine is started again, and a training goes on from its checkpoint. Progress and failures come back to the one engine.
+machine is started again, where there is room, and a training goes on from its checkpoint; one without memory enough is not,
+as it would be lost again. Progress and failures come back to the one engine.
 """
 
 import contextlib
@@ -21,6 +22,7 @@ from reformer_lab.experiments.claim import Arm
 from reformer_lab.folders import CACHE_VARIABLE, DATA_VARIABLE
 from reformer_lab.runner.plan import SMALL_AT_ONCE, is_small
 from reformer_lab.runner.process import WorkerProcess
+from reformer_lab.runner.worker import OUT_OF_MEMORY
 
 TRIES = 4
 """Starts of an arm whose worker is lost each time."""
@@ -51,7 +53,7 @@ class Cluster:
             line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(f"no Ray cluster answers at {address or 'RAY_ADDRESS'} ({line}): start one with "
                             "`ray start --head`, or leave --address out") from error
-        self.nodes = [node for node in ray.nodes() if node["Alive"]]
+        self.nodes = _alive()
 
     def __enter__(self) -> "Cluster":
         return self
@@ -88,18 +90,27 @@ class Cluster:
 
     def start(self, arm: Arm, job: Mapping[str, Any], job_file: Path, log_file: Path, threads: int | None,
               say: Callable[[str], None]) -> "RemoteWorker":
-        """Hand an arm to the cluster."""
-        return RemoteWorker(self.resources(arm), (dict(job), str(job_file), str(log_file), threads), say)
+        """Hand an arm to the cluster. Raises `UserError` as `resources` does, for the machines that there are now."""
+        def place() -> Resources:
+            self.nodes = _alive()
+            return self.resources(arm)
+
+        return RemoteWorker(place, (dict(job), str(job_file), str(log_file), threads), say)
+
+
+def _alive() -> list[dict[str, Any]]:
+    return [node for node in ray.nodes() if node["Alive"]]
 
 
 class RemoteWorker:
     """One arm on the cluster; to the engine what `process.WorkerProcess` is."""
 
-    def __init__(self, resources: Resources, arguments: tuple[Any, ...], say: Callable[[str], None]) -> None:
+    def __init__(self, place: Callable[[], Resources], arguments: tuple[Any, ...], say: Callable[[str], None]) -> None:
+        """`place`: says what the arm is to hold, and where, at each start of it. `arguments`: those of the task."""
         self.done, self.total, self.text = 0, 0, "waiting for room"
         self.error: str | None = None
         self.cause: str | None = None
-        self._resources, self._arguments, self._say = resources, arguments, say
+        self._place, self._resources, self._arguments, self._say = place, place(), arguments, say
         self._start = time.monotonic()
         self._seconds: float | None = None
         self._code: int | None = None
@@ -143,14 +154,21 @@ class RemoteWorker:
         return self._code
 
     def _follow(self) -> None:
-        for attempt in range(1, TRIES + 1):
-            lost = self._once()
-            if lost is None or self._stopping:
-                break
-            self.error = f"its worker was lost {attempt} times, at last: {lost}"
-            if attempt < TRIES:
-                self._say(f"{Path(self._arguments[1]).stem}: its worker was lost ({lost}); started again, from its checkpoint")
-        self._code = 1 if self._code is None else self._code
+        try:
+            for attempt in range(1, TRIES + 1):
+                lost = self._once()
+                if lost is None or self._stopping:
+                    break
+                self.error = f"its worker was lost {attempt} times, at last: {lost}"
+                if attempt < TRIES:
+                    self._resources = self._place()  # its machine may be gone
+                    arm = Path(self._arguments[1]).stem
+                    with contextlib.suppress(BrokenPipeError):  # nobody reads the output: the engine notices it too
+                        self._say(f"{arm}: its worker was lost ({lost}); started again, from its checkpoint")
+        except Exception as error:  # nowhere to go, or no cluster any more: whatever it is, the engine waits for a code
+            self.error = f"its worker was lost, and {error or type(error).__name__}"
+        finally:
+            self._code = 1 if self._code is None else self._code
 
     def _once(self) -> str | None:
         """Run the task to its end; return how it was lost, None if it was not."""
@@ -172,9 +190,11 @@ class RemoteWorker:
             self.error, code = str(error.cause).strip().splitlines()[-1], 1
         except ray.exceptions.TaskCancelledError:
             code = 143
+        except ray.exceptions.OutOfMemoryError as error:  # Ray ends tasks before the system does
+            self.error, self.cause, code = str(error).strip().splitlines()[0], OUT_OF_MEMORY, 1
         except ray.exceptions.RayError as error:
             return str(error).strip().splitlines()[0]
-        if code is not None and code < 0 and not self._stopping:  # killed there, by the system or by someone
+        if code is not None and code < 0 and not self._stopping and self.cause != OUT_OF_MEMORY:  # killed there, by someone
             return self.error or f"killed by signal {-code}"
         self._code = 1 if code is None else code
         return None

@@ -7,9 +7,10 @@ from types import TracebackType
 from typing import Protocol
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from reformer_lab.terminal import Output
+from reformer_lab.terminal import Output, visible
 
 
 class Running(Protocol):
@@ -52,13 +53,13 @@ class Display:
 
     def say(self, text: str) -> None:
         """Print a line above the bars. Raises BrokenPipeError when a pipe's reader has left."""
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(visible(text), markup=False, highlight=False, soft_wrap=True)
         self._output.check()
 
     def start(self, label: str) -> None:
         """An arm has started."""
         if self._progress is not None:
-            self._bars[label] = self._progress.add_task(f"  {label}", total=None, note="")
+            self._bars[label] = self._progress.add_task(escape(visible(f"  {label}")), total=None, note="")
         else:
             self.say(f"[{self._finished}/{self._total}] {label}: started")
 
@@ -74,7 +75,8 @@ class Display:
         """Show how far the running arms are."""
         if self._progress is not None:
             for label, arm in running.items():
-                self._progress.update(self._bars[label], completed=arm.done, total=arm.total or None, note=arm.text)
+                note = escape(visible(arm.text))
+                self._progress.update(self._bars[label], completed=arm.done, total=arm.total or None, note=note)
         elif running and time.monotonic() - self._last_line >= self.LINE_SECONDS:
             self._last_line = time.monotonic()
             states = [f"{label} {arm.done}/{arm.total or '?'} {arm.text}".strip() for label, arm in running.items()]

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from reformer_lab.runner.worker import OUT_OF_MEMORY
+
 COMMAND = (sys.executable, "-m", "reformer_lab.runner.worker")
 """What is started, with the job's file as its last word."""
 
@@ -53,6 +55,15 @@ class Worker(Protocol):
         ...
 
 
+def killed_for_memory() -> int:
+    """Return how many processes this machine has killed as memory had run out, since its start; 0 if it keeps no count."""
+    try:
+        lines = Path("/proc/vmstat").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
+
+
 class WorkerProcess:
     """One running arm."""
 
@@ -75,6 +86,7 @@ class WorkerProcess:
         self.cause: str | None = None
         """"out of memory", where it failed for that."""
         self._log_file = log_file
+        self._killed_for_memory_before = killed_for_memory()
         self._start = time.monotonic()
         command = [*COMMAND, str(job_file)]
         with log_file.open("w", encoding="utf-8") as log:
@@ -94,12 +106,17 @@ class WorkerProcess:
         code = self._process.poll()
         if code is not None:
             self._listener.join()
+        # Another process may have been killed meanwhile, but workers ask to be the first to go.
+        if code == -signal.SIGKILL and killed_for_memory() > self._killed_for_memory_before:
+            self.cause = OUT_OF_MEMORY
         return code
 
     def failure(self, code: int) -> str:
         """Return why a worker that ended with `code` failed."""
         if self.error:
             return self.error
+        if self.cause == OUT_OF_MEMORY:
+            return "out of memory: the system killed the process, as there was none left"
         if code < 0:
             hint = " (the system kills a process so when memory runs out)" if code == -signal.SIGKILL else ""
             return f"killed by signal {-code}{hint}"

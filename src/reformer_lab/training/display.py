@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from reformer_lab.data.config import BITS_UNITS
-from reformer_lab.terminal import Output
+from reformer_lab.terminal import Output, visible
 from reformer_lab.training.tracking import Event
 
 PLAIN_SECONDS = 10.0
@@ -99,14 +99,14 @@ class Display:
 
     def say(self, text: str) -> None:
         """Print a line that stays."""
-        self.console.print(escape(text))
+        self.console.print(escape(visible(text)))
 
     def show(self, kind: str, text: str, done: int, total: int | None) -> None:
         """Put the line in the live one's place; off a terminal, print it unless one like it was printed just now."""
         if self.live:
             row = Table.grid(padding=(0, 1))
             row.add_row(ProgressBar(total=total, completed=done, pulse=total is None, width=16),
-                        Text(text, no_wrap=True))
+                        Text(visible(text), no_wrap=True))
             self.live.update(row)
         elif done == total or time.monotonic() - self.last_line[kind] >= PLAIN_SECONDS:
             self.last_line[kind] = time.monotonic()

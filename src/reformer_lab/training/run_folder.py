@@ -15,9 +15,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from reformer_lab.errors import UserError
+from reformer_lab.locks import release_lock, take_lock
 from reformer_lab.training.config import RunConfig
 from reformer_lab.training.files import TEMPORARY, sync, write_json, writing
-from reformer_lab.training.locks import release_lock, take_lock
 from reformer_lab.training.tracking import Event, environment, read_events
 
 LOCK = "run.lock"

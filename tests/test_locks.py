@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from reformer_lab.training import locks
-from reformer_lab.training.locks import FolderInUse, locked, release_lock, take_lock
+from reformer_lab import locks
+from reformer_lab.locks import FolderInUse, locked, release_lock, take_lock
 
 
 def test_the_second_is_told_who_holds_it(tmp_path: Path) -> None:
