@@ -196,6 +196,16 @@ def test_pieces_are_joined_without_a_second_copy(peak_bytes: Any) -> None:
     assert peak < 1.5 * x.shape[1] * width * 8
 
 
+@pytest.mark.parametrize(("groups", "chunk", "times"), [(3, 2, 3 * 2), (1, 2, 2), (3, None, 3 * 2), (1, None, 0)])
+def test_room_is_made_before_each_group(groups: int, chunk: int | None, times: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forward and backward; nothing is asked of the system where the function is computed at once."""
+    calls: list[None] = []
+    monkeypatch.setattr("reformer_lab.ops.residual.return_freed_memory", lambda: calls.append(None))
+    x = vectors(2, 7, D, seed=60).requires_grad_()
+    torch.cat(reversible_stack(x, x, staged_layers(1, 0.0, groups, chunk), draws_of(1))).sum().backward()
+    assert len(calls) == times
+
+
 def loss_in_pieces(chunk: int | None, weight: Tensor) -> LossInPieces:
     return LossInPieces(lambda i, y1, y2: ((y1 @ weight).sin() * y2).sum() * (1 + (i > 99)), (weight,), chunk)
 
