@@ -1,5 +1,7 @@
 """The arms of the autopsy: one fault apart, five seeds."""
 
+from dataclasses import replace
+
 import pytest
 
 from reformer_lab.experiments import autopsy
@@ -53,8 +55,11 @@ def test_no_runs_where_it_has_none() -> None:
     assert autopsy.arms("quick") == autopsy.arms("paper") == ()
 
 
-def test_the_control_has_no_context() -> None:
-    run = next(arm.run for arm in autopsy.arms("small") if arm.name == arm_name(TEXT, CONTROL))
-    assert isinstance(run, RunConfig)
-    model = run.model
-    assert (model.attention, model.local_chunk_length, model.local_chunks_before) == (("local",), 1, 0)
+def test_the_control_has_local_attention_in_the_place_of_lsh_attention() -> None:
+    runs = {arm.name: arm.run for arm in autopsy.arms("small") if arm.run.seed == 0}
+    control, clean = runs[arm_name(TEXT, CONTROL)], runs[arm_name(TEXT, NONE)]
+    assert isinstance(control, RunConfig)
+    assert isinstance(clean, RunConfig)
+    assert "lsh" in clean.model.attention
+    assert set(control.model.attention) == {"local"}
+    assert replace(control, model=control.model.replace(attention=clean.model.attention)) == clean

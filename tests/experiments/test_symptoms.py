@@ -108,7 +108,7 @@ def test_findings_of_invented_results() -> None:
     assert "worth +0.500" in text[2]
 
 
-def test_a_language_model_that_uses_no_context_says_nothing_of_attention() -> None:
+def test_a_language_model_that_needs_no_lsh_layers_says_nothing_of_their_faults() -> None:
     found = results(**{arm_name(TEXT, CONTROL): scored("own", 3.05, key="bits"),
                        arm_name(TEXT, LINES): scored("own", 3.2, key="bits"),
                        **{arm_name(TEXT, fault): scored("own", 3.001, 0.001, key="bits")

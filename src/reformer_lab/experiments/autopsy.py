@@ -98,8 +98,7 @@ def arms(scale: Scale) -> tuple[Arm, ...]:
     for task in CONCERNED:
         for fault, names in faults_by_label(task).items():
             found += [Arm(name=arm_name(task, fault), run=with_faults(run, names)) for run in _clean_runs(scale, task)]
-    control = {"attention": ("local",), "local_chunk_length": 1, "local_chunks_before": 0}
-    found += [Arm(name=arm_name(TEXT, CONTROL), run=replace(run, model=run.model.replace(**control)))
+    found += [Arm(name=arm_name(TEXT, CONTROL), run=replace(run, model=run.model.replace(attention=("local",))))
               for run in _clean_runs(scale, TEXT)]
     return tuple(found)
 

@@ -13,7 +13,7 @@ from reformer_lab.reporting.statistics import Estimate
 
 COPY_LSH, COPY_FULL, TEXT = "copying with LSH-4", "copying with full attention", "text with LSH"
 """Ways of training."""
-NONE, ALL, CONTROL = "none", "all", "no context"
+NONE, ALL, CONTROL = "none", "all", "local attention alone"
 BOTH_SCALES = "flat logits and raw keys"
 """Their two attentions as they were: over sqrt(d) both, with keys of unit length in LSH attention alone."""
 
@@ -40,7 +40,7 @@ class Symptom:
     margin: float = 5.0
     """A change within this margin does not matter."""
     needs_attention: bool = False
-    """Whether a fault of attention can show only in a model that makes use of its context."""
+    """Whether a fault of LSH attention can show only in a model to which its LSH layers are worth something."""
     relative: bool = False
     """Whether the margin is a share of the number without faults."""
     digits: int = 1
@@ -67,10 +67,10 @@ CRITERION = (
     "raw keys in full attention, which together are their two attentions, and all. Margins: 5 points of accuracy, 0.03 bits "
     "per byte, a quarter of the steps. The way to 2021: to its own accuracy; 0.11 bits per byte, by which its reversible "
     "language model was worse than its Transformer; for the steps, which it did not publish, twice as many. Runs that do not "
-    "solve the task count with the limit. A language model can show that a fault does not matter only if its context is worth "
-    "more to it than those 0.11 bits, by the whole interval: a control whose tokens see nothing but themselves measures that; "
-    "otherwise what would not matter is inconclusive, unless it changes not one bit. With one seed there is no interval and "
-    "the value alone decides; smoke decides nothing."
+    "solve the task count with the limit. A language model can show that a fault does not matter only if its LSH layers are "
+    "worth more to it than those 0.11 bits, by the whole interval: a control with local attention in their place measures "
+    "that; otherwise what would not matter is inconclusive, unless it changes not one bit. With one seed there is no interval "
+    "and the value alone decides; smoke decides nothing."
 )
 
 
@@ -118,7 +118,7 @@ def findings(results: ExperimentResults, symptom: Symptom) -> list[FaultFinding]
     change = clean if symptom.change is None else symptom.change
     way = change if symptom.target is None else symptom.target - clean
     margin = symptom.margin * clean if symptom.relative else symptom.margin
-    worth = worth_of_context(results) if symptom.needs_attention else None
+    worth = worth_of_lsh(results) if symptom.needs_attention else None
     shows = not symptom.needs_attention or (worth is not None and above(worth, way) is True)
     found = []
     for fault in faults_of(results, symptom.task):
@@ -134,8 +134,8 @@ def findings(results: ExperimentResults, symptom: Symptom) -> list[FaultFinding]
     return found
 
 
-def worth_of_context(results: ExperimentResults) -> Estimate | None:
-    """Return the bits per byte by which the control without context is worse than the run without faults, None unmeasured."""
+def worth_of_lsh(results: ExperimentResults) -> Estimate | None:
+    """Return the bits per byte by which local attention alone is worse than the run without faults, None unmeasured."""
     try:
         return paired_difference(results, arm_name(TEXT, CONTROL), arm_name(TEXT, NONE))
     except MissingResult:
@@ -168,11 +168,11 @@ def answers(results: ExperimentResults) -> tuple[str, ...]:
             continue
         single = [one for one in found if one.fault not in _TOGETHER]
         parts = [f"{_capital(symptom.title)}. Without faults {clean:.{symptom.digits}f} {symptom.unit}."]
-        worth = worth_of_context(results) if symptom.needs_attention else None
+        worth = worth_of_lsh(results) if symptom.needs_attention else None
         if worth is not None:
             enough = above(worth, abs(symptom.change or 0.0))
-            parts.append(f"Its context is worth {signed(worth)} bits to it"
-                         + ("." if enough else ": too little to say of any fault of attention that it does not matter."))
+            parts.append(f"Its LSH layers are worth {signed(worth)} bits to it, against local attention in their place"
+                         + ("." if enough else ": too little to say of any of their faults that it does not matter."))
         for finding, phrase in _PHRASES.items():
             which = [one for one in single if one.finding == finding]
             if which:
