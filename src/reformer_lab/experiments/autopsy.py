@@ -65,7 +65,7 @@ _TEXT_OPTIMIZER = OptimizerConfig(learning_rate=2e-3, schedule="warmup_cosine", 
 COPYING: dict[Scale, Copying] = {
     "smoke": Copying(model=table2.SETTINGS["smoke"].model, steps=4, batch_size=4, eval_sequences=8, seeds=(0,), eval_every=2,
                      threads=1),
-    "small": Copying(model=get_preset("duplication_cpu"), steps=1200, batch_size=32, eval_sequences=256,
+    "small": Copying(model=table2.SETTINGS["small"].model, steps=1200, batch_size=16, eval_sequences=256,
                      seeds=(0, 1, 2, 3, 4), threads=1),
     "gpu": Copying(model=get_preset("duplication").replace(chunk_length=64, num_buckets=32), steps=3000, batch_size=64,
                    eval_sequences=1280, seeds=(0,), eval_every=100, precision="bf16"),
@@ -81,7 +81,7 @@ READING: dict[Scale, Reading] = {
 CUTS: dict[Scale, str] = {
     "smoke": "Everything: four steps of toy models.",
     "quick": "No runs: five seeds of every arm take longer than this scale has.",
-    "small": "Against the reproduction of 2021: words of 31 symbols instead of 511, chunk 16 instead of 64, batch 32 instead "
+    "small": "Against the reproduction of 2021: words of 127 symbols instead of 511, chunk 32 instead of 64, batch 16 instead "
     "of 64, at most 1,200 steps instead of 150,000; the text is books instead of enwik8, 4 layers of width 128, every other "
     "one local, instead of 6 wider ones, windows of 2,048 bytes instead of 4,096. Everything that is not a fault is ours: "
     "norms before the layers, untied embeddings, Adam, single precision, two residual streams on the duplication task, whose "
