@@ -85,7 +85,7 @@ CUTS: dict[Scale, str] = {
     "of 64, at most 1,200 steps instead of 150,000; the text is books instead of enwik8, 4 layers of width 128, every other "
     "one local, instead of 6 wider ones, windows of 2,048 bytes instead of 4,096. Everything that is not a fault is ours: "
     "norms before the layers, untied embeddings, Adam, single precision, two residual streams on the duplication task, whose "
-    "model had one.",
+    "model had one. Length 256, not 64: all of it was run at 64 before (results/earlier/autopsy-length-64.jsonl).",
     "gpu": "Their sizes on the duplication task, 3,000 steps instead of 150,000. The text model is the ladder's. Everything "
     "that is not a fault is ours. One seed.",
     "paper": "No runs: it is not the paper that is examined.",
