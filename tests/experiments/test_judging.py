@@ -55,7 +55,7 @@ def test_paired_difference_pairs_by_seed() -> None:
 
     results = invent(shared_qk.EXPERIMENT, "small", events)
     found = paired_difference(results, shared_qk.SHARED_NAME, shared_qk.SEPARATE_NAME)
-    assert found.n == len(SETTINGS["small"].paired_seeds) == 8
+    assert found.n == len(SETTINGS["small"].paired_seeds) == 5
     assert found.value == pytest.approx(0.01)
     assert found.low == pytest.approx(0.01)  # the seeds' own spread has gone
     assert found.high == pytest.approx(0.01)
@@ -77,7 +77,7 @@ def test_shared_qk_and_reversible(harm: tuple[float, ...], outcome: str) -> None
                          lambda arm, baseline=baseline: trained(2.0 + (0 if arm.name == baseline else harm[arm.seed % 3])))
         (verdict,) = module.EXPERIMENT.verdicts(results)
         assert verdict.outcome == outcome
-        assert verdict.n == 8
+        assert verdict.n == len(SETTINGS["small"].paired_seeds)
         assert not verdict.indicative
 
 
