@@ -20,6 +20,7 @@ from reformer_lab.experiments.symptoms import (
     arm_name,
     findings,
     findings_table,
+    in_short,
     judge_change,
 )
 from reformer_lab.reporting.records import MissingResult
@@ -106,6 +107,21 @@ def test_findings_of_invented_results() -> None:
     assert "Flat logits and raw keys in full attention together: 20.0 %, −79.2 [−79.4, −79.0], which explains it." in text[0]
     assert "All faults together: 99.2 %, +0.0 [+0.0, +0.0], which is no change that matters." in text[0]
     assert "worth +0.500" in text[2]
+    assert in_short(found) == (
+        "In short, what explains it. Their row \"full\": raw keys in full attention; their column \"full\": raw keys in full "
+        "attention; bits per byte: shuffled lines; steps to solve: flat logits.")
+
+
+def test_in_short() -> None:
+    together = results(**{arm_name(COPY_FULL, BOTH_SCALES): scored("LSH-8", 0.2),
+                          arm_name(COPY_LSH, "all"): scored("full", 0.3),
+                          arm_name(TEXT, LINES): scored("own", 3.05, key="bits")})
+    assert in_short(together) == (
+        "In short, what explains it. Their row \"full\": no fault alone, but flat logits and raw keys together; their column "
+        "\"full\": no fault alone, but all of them together; bits per byte: no fault by half of the way; shuffled lines by a "
+        "part; steps to solve: none of these faults.")
+    assert "steps to solve: undecided." in in_short(results(**{arm_name(COPY_LSH, FEW): stopped(100, 300, 200, 100, 300)}))
+    assert in_short(invent(autopsy.EXPERIMENT, "small", lambda arm: None)) == ""
 
 
 def test_a_language_model_that_needs_no_lsh_layers_says_nothing_of_their_faults() -> None:

@@ -149,7 +149,8 @@ def show(results: ExperimentResults) -> Section:
             text_rows.append((fault, true.value, true.low, true.high, said, true.n))
     copy_names = tuple(arm_name(COPY_LSH, fault) for fault in symptoms.faults_of(results, COPY_LSH))
     return Section(
-        text=(f"{seeds_of(results)} on the duplication task. What is not a fault is the same in every arm; runs with one seed "
+        text=(*filter(None, [symptoms.in_short(results)]),
+              f"{seeds_of(results)} on the duplication task. What is not a fault is the same in every arm; runs with one seed "
               "saw the same data in the same order, and differences are taken between them.",
               *symptoms.answers(results),
               "Their table 2 was made with a model that is not reversible: there the wrong buckets of the backward pass "

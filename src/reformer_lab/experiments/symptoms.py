@@ -24,8 +24,10 @@ Finding = Literal["explains it", "contributes", "works against it", "does not ma
 class Symptom:
     """One number that was wrong."""
 
+    name: str
+    """In a few words, for a row of a table."""
     title: str
-    """In words."""
+    """In words, with the number of 2021."""
     task: str
     """Way of training that shows it."""
     path: tuple[str, ...]
@@ -47,15 +49,25 @@ class Symptom:
 
 
 SYMPTOMS = (
-    Symptom(title="their row \"full\" (1 to 5 %): trained with full attention, evaluated with LSH-8; 1.37 % in 2021, 94.8 % in "
-            "the paper", task=COPY_FULL, path=("evaluations", "LSH-8", "accuracy"), unit="%", factor=100, target=1.37),
-    Symptom(title="their column \"full\" (46 to 76 %): trained with LSH-4, evaluated with full attention; 46.54 % in 2021",
-            task=COPY_LSH, path=("evaluations", "full", "accuracy"), unit="%", factor=100, target=46.54),
-    Symptom(title="\"could not achieve the performance of a Transformer\", as bits per byte of a language model; 0.11 more in "
-            "2021", task=TEXT, path=("evaluations", "own", "bits"), unit="bits", change=0.11, margin=0.03, digits=3,
-            needs_attention=True),
-    Symptom(title="the same, as steps to solve the duplication task with LSH-4 (no number in 2021)", task=COPY_LSH,
-            path=("step",), unit="steps", margin=0.25, relative=True, digits=0),
+    Symptom(
+        name="their row \"full\"", task=COPY_FULL, path=("evaluations", "LSH-8", "accuracy"), unit="%", factor=100, target=1.37,
+        title="their row \"full\" (1 to 5 %): trained with full attention, evaluated with LSH-8; 1.37 % in 2021, 94.8 % in the "
+        "paper",
+    ),
+    Symptom(
+        name="their column \"full\"", task=COPY_LSH, path=("evaluations", "full", "accuracy"), unit="%", factor=100,
+        target=46.54,
+        title="their column \"full\" (46 to 76 %): trained with LSH-4, evaluated with full attention; 46.54 % in 2021",
+    ),
+    Symptom(
+        name="bits per byte", task=TEXT, path=("evaluations", "own", "bits"), unit="bits", change=0.11, margin=0.03, digits=3,
+        needs_attention=True,
+        title="\"could not achieve the performance of a Transformer\", as bits per byte of a language model; 0.11 more in 2021",
+    ),
+    Symptom(
+        name="steps to solve", task=COPY_LSH, path=("step",), unit="steps", margin=0.25, relative=True, digits=0,
+        title="the same, as steps to solve the duplication task with LSH-4 (no number in 2021)",
+    ),
 )
 
 CRITERION = (
@@ -148,7 +160,7 @@ def findings_table(results: ExperimentResults) -> Table:
     for symptom in SYMPTOMS:
         try:
             for found in findings(results, symptom):
-                rows.append((symptom.title, found.fault, round(found.value, symptom.digits),
+                rows.append((symptom.name, found.fault, round(found.value, symptom.digits),
                              signed(found.change, symptom.digits), symptom.unit, found.change.n, found.finding))
         except MissingResult:
             continue
@@ -183,6 +195,31 @@ def answers(results: ExperimentResults) -> tuple[str, ...]:
                   for one in found if one.fault in _TOGETHER]
         paragraphs.append(" ".join(parts))
     return tuple(paragraphs)
+
+
+def in_short(results: ExperimentResults) -> str:
+    """Say in one sentence what explains each symptom; "" where none was measured."""
+    causes = []
+    for symptom in SYMPTOMS:
+        try:
+            causes.append(f"{symptom.name}: {_cause(findings(results, symptom))}")
+        except MissingResult:
+            continue
+    return f"In short, what explains it. {_capital('; '.join(causes))}." if causes else ""
+
+
+def _cause(found: Sequence[FaultFinding]) -> str:
+    def which(finding: Finding, *, together: bool = False) -> list[str]:
+        return [one.fault for one in found if one.finding == finding and (one.fault in _TOGETHER) == together]
+
+    if alone := which("explains it"):
+        return " or ".join(alone)
+    if which("explains it", together=True):
+        together = which("explains it", together=True)[0]
+        return f"no fault alone, but {together if together != ALL else 'all of them'} together"
+    if contributing := which("contributes"):
+        return f"no fault by half of the way; {' and '.join(contributing)} by a part"
+    return "undecided" if which("inconclusive") else "none of these faults"
 
 
 _PHRASES: dict[Finding, str] = {
