@@ -16,6 +16,10 @@ from reformer_lab.training.run_folder import differences
 WITH_RUNS: tuple[Scale, ...] = tuple(scale for scale in SCALES if images.arms(scale))
 
 
+SPACED = ("eval_every", "checkpoint_every", "log_every")
+"""Fields that follow from the number of steps."""
+
+
 def runs(scale: Scale) -> dict[str, RunConfig]:
     found: dict[str, RunConfig] = {}
     for arm in images.arms(scale):
@@ -55,13 +59,16 @@ def test_lengths_on_text_are_those_of_the_data(scale: Scale) -> None:
 def test_arms_differ_in_the_one_thing(scale: Scale) -> None:
     found = runs(scale)
     rounds = [ladder.lsh_name(number) for number in images.SETTINGS[scale].rounds]
-    assert list(found) == [images.REGULAR, images.SHARED_NAME, images.REVERSIBLE_NAME, images.FULL_NAME, *rounds]
+    longer = [images.LONGER_REGULAR, images.LONGER_SHARED] if scale in images.LONGER else []
+    assert list(found) == [images.REGULAR, images.SHARED_NAME, images.REVERSIBLE_NAME, images.FULL_NAME, *rounds, *longer]
     steps = [
         (images.REGULAR, images.SHARED_NAME, {"model.shared_qk"}),
         (images.REGULAR, images.REVERSIBLE_NAME, {"model.residual_streams", "model.reversible"}),
         (images.REVERSIBLE_NAME, images.FULL_NAME, {"model.shared_qk"}),
         *((one, other, {"model.num_hashes"}) for one, other in pairwise(rounds)),
     ]
+    if longer:
+        steps += [(images.REGULAR, longer[0], {"steps", *SPACED}), (*longer, {"model.shared_qk"})]
     for one, other, fields in steps:
         lines = differences(found[one].to_dict(), found[other].to_dict(), limit=100)
         assert {line.split(" is ")[0] for line in lines} == fields
@@ -145,6 +152,16 @@ def test_text_and_images_are_judged_alike() -> None:
         assert (verdict.outcome, verdict.value, verdict.low, verdict.n) == (ours.outcome, ours.value, ours.low, ours.n)
         words = ours.summary.removeprefix("on images: ").replace("bits per dimension", "bits per byte")
         assert verdict.summary.partition("; without these layers")[0].partition("; seeds failed or missing")[0] == words
+
+
+def test_c4_after_more_steps_is_told_and_not_judged() -> None:
+    events = events_of({images.LONGER_SHARED: (0.3, 0.31, 0.32)})
+    assert by_claim(events)["C4"].outcome == "supported"
+    section = images.EXPERIMENT.show(invent(images.EXPERIMENT, "small", events))
+    assert "after 2 times the steps, with a schedule made for them: shared QK +0.310 [+0.285, +0.335] bits" in section.text[1]
+    without = images.EXPERIMENT.show(invent(images.EXPERIMENT, "small",
+                                            lambda arm: None if arm.name == images.LONGER_SHARED else events(arm)))
+    assert len(without.text) == 1
 
 
 def test_the_page_is_in_bits_per_dimension() -> None:

@@ -3,13 +3,14 @@
 The arms and the criteria are those of shared_qk, reversible and hash_rounds.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from reformer_lab.data.config import ImagesConfig
 from reformer_lab.experiments.claim import Arm, Experiment, ExperimentResults, Scale, Verdict, check_scale
 from reformer_lab.experiments.claims import C4, C5, C6
 from reformer_lab.experiments.hash_rounds import FULL_NAME, SLACK_BITS, judge_rounds, rounds_arms, show_rounds
-from reformer_lab.experiments.judging import final_table, judge_each
+from reformer_lab.experiments.judging import final_table, judge_each, paired_difference, signed
 from reformer_lab.experiments.ladder import (
     FEW_SEEDS,
     MARGIN_BITS,
@@ -84,6 +85,10 @@ SETTINGS: dict[Scale, Setting] = {
 }
 """No images at the scale quick, whose time is used up."""
 
+LONGER: dict[Scale, int] = {"small": 2}
+"""Where C4 is looked at again after so many times the steps: a harm of 1,000 steps may be a delay. Not judged."""
+LONGER_REGULAR, LONGER_SHARED = f"{REGULAR}, longer", f"{SHARED_NAME}, longer"
+
 
 def arms(scale: Scale) -> tuple[Arm, ...]:
     """Return the Transformer, that with shared queries and keys, the reversible one, and the Reformers; none at quick."""
@@ -95,7 +100,15 @@ def arms(scale: Scale) -> tuple[Arm, ...]:
         *language_model_arms(setting, SHARED_NAME, SHARED_QK),
         *language_model_arms(setting, REVERSIBLE_NAME, REVERSIBLE),
         *rounds_arms(setting),
+        *_longer_arms(scale, setting),
     )
+
+
+def _longer_arms(scale: Scale, setting: Setting) -> tuple[Arm, ...]:
+    if scale not in LONGER:
+        return ()
+    longer = replace(setting, steps=LONGER[scale] * setting.steps)
+    return (*language_model_arms(longer, LONGER_REGULAR, TRANSFORMER), *language_model_arms(longer, LONGER_SHARED, SHARED_QK))
 
 
 def _setting_of(results: ExperimentResults) -> Setting:
@@ -119,17 +132,29 @@ def show(results: ExperimentResults) -> Section:
     """Show the learning curves, bits against rounds, the final values and more rounds at evaluation alone."""
     setting = _setting_of(results)
     figures, matrix = show_rounds(results, setting)
-    names = (REGULAR, SHARED_NAME, REVERSIBLE_NAME, FULL_NAME, *(lsh_name(rounds) for rounds in setting.rounds))
+    names: tuple[str, ...] = (REGULAR, SHARED_NAME, REVERSIBLE_NAME, FULL_NAME, *map(lsh_name, setting.rounds))
+    if results.of(LONGER_SHARED):
+        names += (LONGER_REGULAR, LONGER_SHARED)
     data = setting.data
     assert isinstance(data, ImagesConfig)
     text = (f"Images of {data.side} x {data.side} pixels, row by row, red, green and blue of a pixel one after the other: "
             f"{context(results)}. \"{REGULAR}\" is the Transformer with separate queries and keys, \"{FULL_NAME}\" the "
             "Reformer with full attention in the place of LSH attention.")
     return Section(
-        text=(text,),
+        text=(text, *_longer_in_words(results, setting)),
         figures=(curves_figure(results, setting, "Shared queries and keys, reversible layers", names[:3]), *figures),
         tables=(final_table(results, names, "model", setting.unit), matrix),
     )
+
+
+def _longer_in_words(results: ExperimentResults, setting: Setting) -> tuple[str, ...]:
+    try:
+        harm = paired_difference(results, LONGER_SHARED, LONGER_REGULAR)
+    except MissingResult:
+        return ()
+    times = LONGER[check_scale(results.scale)]
+    return (f"C4 once more, after {times} times the steps, with a schedule made for them: shared QK {signed(harm)} "
+            f"{setting.unit} against separate ones ({harm.n} seeds).",)
 
 
 EXPERIMENT = Experiment(
