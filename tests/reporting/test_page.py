@@ -309,7 +309,7 @@ def test_another_corpus_is_named_and_is_no_other_setting(tmp_path: Path) -> None
     page = report_folder(tmp_path, [declared])
     for text in (words(page), page.with_name("REPRODUCTION.md").read_text(encoding="utf-8")):
         assert "made with other settings" not in text
-        assert "8 seeds, on my novel.txt (the paper: enwik8)" in text
+        assert "5 seeds, on my novel.txt (the paper: enwik8)" in text
         assert "books" not in text
         assert "--only shared_qk --corpus 'my novel.txt'" in text
-        assert "supported (n = 8 seeds)" in text
+        assert "supported (n = 5 seeds)" in text

@@ -150,8 +150,8 @@ def show(results: ExperimentResults) -> Section:
     copy_names = tuple(arm_name(COPY_LSH, fault) for fault in symptoms.faults_of(results, COPY_LSH))
     return Section(
         text=(*filter(None, [symptoms.in_short(results)]),
-              f"{seeds_of(results)} on the duplication task. What is not a fault is the same in every arm; runs with one seed "
-              "saw the same data in the same order, and differences are taken between them.",
+              f"{seeds_of(results, copy_names)} on the duplication task. What is not a fault is the same in every arm; runs "
+              "with one seed saw the same data in the same order, and differences are taken between them.",
               *symptoms.answers(results),
               "Their table 2 was made with a model that is not reversible: there the wrong buckets of the backward pass "
               "cannot have had a part, whatever they do here. "

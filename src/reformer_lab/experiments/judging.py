@@ -165,10 +165,12 @@ def recorded_config(results: ExperimentResults) -> Mapping[str, Any]:
     raise MissingResult("no run is finished")
 
 
-def seeds_of(results: ExperimentResults) -> str:
-    """Write how many seeds the suite set out to run: "3 seeds"."""
-    number = len({arm.seed for arm in results.arms})
-    return f"{number} seed{'s' if number > 1 else ''}"
+def seeds_of(results: ExperimentResults, names: Sequence[str] = ()) -> str:
+    """Write how many seeds of each arm the suite set out to run: "3 seeds", "3 to 5 seeds". `names`: of these alone."""
+    wanted = names or results.names
+    numbers = [len({arm.seed for arm in results.arms if arm.name == name}) for name in wanted]
+    fewest, most = min(numbers), max(numbers)
+    return f"{fewest} to {most} seeds" if fewest < most else f"{most} seed{'s' if most > 1 else ''}"
 
 
 def final_table(results: ExperimentResults, names: Sequence[str], what: str, unit: str = "bits per byte") -> Table:

@@ -371,7 +371,7 @@ def _quality_in_words(results: ExperimentResults, lsh: Sequence[str]) -> tuple[s
     if not sentences:
         return ()
     return (f"Bits per byte against {EXACT} at equal training time, {language.model.max_length:,} tokens a sequence, "
-            f"{seeds_of(results)}. " + " ".join(sentences),
+            f"{seeds_of(results, (EXACT, *lsh))}. " + " ".join(sentences),
             "The slower model is stopped before its learning rate has come down, which counts against it; at equal steps it "
             "had more time. What a schedule made for the shorter time would give should lie between the two.")
 
