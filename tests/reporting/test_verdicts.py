@@ -9,7 +9,7 @@ from made_up import EXPERIMENTS, arms, write_suite
 from rich.console import Console
 
 from reformer_lab.experiments.claim import ExperimentResults
-from reformer_lab.experiments.claims import CLAIMS
+from reformer_lab.experiments.claims import C6, CLAIMS
 from reformer_lab.experiments.registry import EXPERIMENTS as REAL
 from reformer_lab.reporting.console import print_verdicts
 from reformer_lab.reporting.records import read_results
@@ -63,7 +63,8 @@ def test_a_claim_of_two_experiments_has_two_rows_if_both_are_in_the_suite(tmp_pa
     for chosen, count in ((suite, 1), (both, 2)):
         experiments = (twice, *EXPERIMENTS)
         rows = verdict_rows(experiments, suite_results(experiments, chosen, records))
-        assert sum(row.claim.id == "C6" for row in rows) == count
+        short = [row.short for row in rows if row.claim.id == "C6"]
+        assert short == [C6.short, f"{C6.short} ({EXPERIMENTS[0].title.lower()})"][:count]
 
 
 def test_tally_counts_in_the_order_of_the_outcomes(rows: list[ClaimRow]) -> None:

@@ -27,8 +27,15 @@ class ClaimRow:
     """Anchor of the experiment's chapter in the suite's report; "" where it has none there."""
     suite: str = ""
     """Where several suites are shown together: the name of the suite's folder."""
+    also: str = ""
+    """Title of the experiment where it is not the suite's first that judges this claim: "Images"."""
     others: tuple["ClaimRow", ...] = ()
     """Where several suites are shown together: the same claim and experiment in the weaker ones."""
+
+    @property
+    def short(self) -> str:
+        """The claim in a few words, with the experiment where another one judges it too."""
+        return f"{self.claim.short} ({self.also.lower()})" if self.also else self.claim.short
 
     @property
     def interval(self) -> str:
@@ -80,6 +87,7 @@ def verdict_rows(
     judged: list[tuple[Verdict, bool]] = []
     commands = {"": ""}
     chapters: dict[str, str] = {}
+    titles = {experiment.name: experiment.title for experiment in experiments}
     for experiment in experiments:
         if experiment.name in results:
             in_suite = bool(results[experiment.name].arms)
@@ -92,10 +100,12 @@ def verdict_rows(
         of_claim = [(verdict, in_suite) for verdict, in_suite in judged if verdict.claim == claim.id]
         chosen = [verdict for verdict, in_suite in of_claim if in_suite] or [verdict for verdict, _ in of_claim][:1]
         reason = claim.not_run or "no experiment tests this claim yet"
-        for verdict in chosen or [Verdict(claim=claim.id, experiment="", outcome="not run", summary=reason, scale="")]:
+        chosen = chosen or [Verdict(claim=claim.id, experiment="", outcome="not run", summary=reason, scale="")]
+        for verdict in chosen:
             command = "" if verdict.summary == claim.not_run else commands[verdict.experiment]  # it would not run the claim
             rows.append(ClaimRow(claim=claim, verdict=verdict, command=command,
-                                 chapter=chapters.get(verdict.experiment, "")))
+                                 chapter=chapters.get(verdict.experiment, ""),
+                                 also=titles[verdict.experiment] if verdict is not chosen[0] else ""))
     return rows
 
 
@@ -161,6 +171,6 @@ def one_line_table_markdown(rows: Sequence[ClaimRow], folder: str = "") -> str:
         verdict = "; ".join([", ".join(filter(None, (label, where))), *others])
         number = markdown_text(row.interval or row.verdict.summary)
         again = markdown_code(row.command.removeprefix("reformer-lab reproduce "))
-        lines.append(f"| {row.claim.id} | {markdown_text(row.claim.short)} | {verdict} | {number} | "
+        lines.append(f"| {row.claim.id} | {markdown_text(row.short)} | {verdict} | {number} | "
                      f"{markdown_text(row.claim.paper)} | {again} |")
     return "\n".join(lines) + "\n"
