@@ -11,6 +11,7 @@ import zipfile
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Literal
 
@@ -72,13 +73,11 @@ class FileImages(ImageSource):
     def rasters(self, side: int, channels: int) -> Iterator[np.ndarray]:
         if self.path.is_dir():
             for name in self.names:
-                yield _decode(lambda name=name: (self.path / name).open("rb"),  # type: ignore[misc]
-                              f"{self.path / name}", side, channels)
+                yield _decode(partial(_open_file, self.path / name), f"{self.path / name}", side, channels)
             return
         with zipfile.ZipFile(self.path) as archive:
             for name in self.names:
-                yield _decode(lambda name=name: archive.open(name),  # type: ignore[misc]
-                              f"{name} in {self.path}", side, channels)
+                yield _decode(partial(archive.open, name), f"{name} in {self.path}", side, channels)
 
 
 class ArrayImages(ImageSource):
@@ -156,6 +155,10 @@ def _open_folder(source: Path, side: int) -> ImageSource:
     if archives and len(archives) < len(names):
         raise UserError(f"{source} holds both .npz archives and image files: keep one sort in it")
     return ArrayImages(source, archives, signature, side) if archives else FileImages(source, names, signature)
+
+
+def _open_file(path: Path) -> IO[bytes]:
+    return path.open("rb")
 
 
 def _decode(open_file: Callable[[], IO[bytes]], label: str, side: int, channels: int) -> np.ndarray:

@@ -29,7 +29,7 @@ NOT_UNDERSTOOD = (TypeError, ValueError, LookupError, AttributeError, Arithmetic
 SCALE_NOTES: dict[str, str] = {
     "smoke": "a few minutes in all; shows that everything runs, decides nothing",
     "quick": "about 15 minutes in all on 2 CPU cores",
-    "small": "up to an hour for each experiment on 2 CPU cores, 3 seeds",
+    "small": "up to two and a half hours for each experiment on 2 CPU cores, 3 seeds or more",
     "gpu": "up to 25 minutes for each experiment on one H200-class GPU",
     "paper": "the authors' setting",
 }

@@ -26,17 +26,17 @@ EXPERIMENTS: dict[str, Experiment] = {
 """In the order of the report."""
 
 MINUTES: dict[str, dict[Scale, float]] = {
-    "table2": {"smoke": 0.3, "quick": 5, "small": 60, "gpu": 20, "paper": 120},
-    "shared_qk": {"smoke": 0.2, "quick": 1, "small": 25, "gpu": 12, "paper": 14_000},
-    "reversible": {"smoke": 0.2, "quick": 1.5, "small": 40, "gpu": 18, "paper": 23_000},
-    "hash_rounds": {"smoke": 0.3, "quick": 3, "small": 60, "gpu": 25, "paper": 16_000},
-    "images": {"smoke": 0.3, "small": 60, "gpu": 20, "paper": 40_000},
-    "depth": {"smoke": 0.2, "quick": 2, "small": 45, "gpu": 20, "paper": 33_000},
-    "speed": {"smoke": 0.2, "quick": 1.5, "small": 20, "gpu": 5, "paper": 5},
-    "memory": {"smoke": 0.7, "quick": 2, "small": 15, "gpu": 5, "paper": 10},
+    "table2": {"smoke": 0.3, "quick": 5, "small": 50, "gpu": 20, "paper": 120},
+    "shared_qk": {"smoke": 0.2, "quick": 1, "small": 50, "gpu": 12, "paper": 14_000},
+    "reversible": {"smoke": 0.2, "quick": 1.5, "small": 65, "gpu": 18, "paper": 23_000},
+    "hash_rounds": {"smoke": 0.3, "quick": 3, "small": 80, "gpu": 25, "paper": 16_000},
+    "images": {"smoke": 0.3, "small": 105, "gpu": 20, "paper": 40_000},
+    "depth": {"smoke": 0.2, "quick": 2, "small": 40, "gpu": 20, "paper": 33_000},
+    "speed": {"smoke": 0.2, "quick": 1.5, "small": 10, "gpu": 5, "paper": 5},
+    "memory": {"smoke": 0.7, "quick": 2, "small": 8, "gpu": 5, "paper": 10},
     "tuned": {"smoke": 0.1, "gpu": 20, "paper": 6300},
-    "yardstick": {"smoke": 0.5, "small": 100, "gpu": 25, "paper": 23_000},
-    "autopsy": {"smoke": 1, "small": 80, "gpu": 60},
+    "yardstick": {"smoke": 0.5, "small": 150, "gpu": 25, "paper": 23_000},
+    "autopsy": {"smoke": 1, "small": 150, "gpu": 60},
 }
 """Expected minutes of an experiment run by itself: up to small on 2 CPU cores, then on one H200-class GPU. Those of gpu and
 paper are reasoned from operations, not measured (docs/gpu.md); a scale without runs has none. Arms that experiments share
