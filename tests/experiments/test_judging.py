@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 from invented import Events, invent, memory_events, rounds_events, speed_events, table_events, trained
 
-from reformer_lab.experiments import depth, hash_rounds, memory, reversible, shared_qk, speed, table2
+from reformer_lab.experiments import depth, hash_rounds, images, memory, reversible, shared_qk, speed, table2
 from reformer_lab.experiments.claim import Arm, Scale, Verdict
 from reformer_lab.experiments.claims import C13
-from reformer_lab.experiments.judging import above, below, falls, learning_curve, paired_difference, together
+from reformer_lab.experiments.judging import above, below, falls, learning_curve, paired_difference, seeds_of, together
 from reformer_lab.experiments.ladder import SETTINGS
 from reformer_lab.experiments.registry import EXPERIMENTS
 from reformer_lab.reporting.records import MissingResult, Record
@@ -47,6 +47,13 @@ def test_together() -> None:
     assert together(True, True) is True
     assert together(True, None) is None
     assert together(None, False, True) is False
+
+
+def test_seeds_are_counted_by_arm() -> None:
+    found = invent(images.EXPERIMENT, "small", lambda arm: trained(1.0))
+    assert seeds_of(found) == "3 to 8 seeds"
+    assert seeds_of(found, ("LSH-1", images.FULL_NAME)) == "3 seeds"
+    assert seeds_of(invent(images.EXPERIMENT, "smoke", lambda arm: None)) == "1 seed"
 
 
 def test_paired_difference_pairs_by_seed() -> None:
