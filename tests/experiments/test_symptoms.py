@@ -121,6 +121,8 @@ def test_in_short() -> None:
         "\"full\": no fault alone, but all of them together; bits per byte: no fault by half of the way; shuffled lines by a "
         "part; steps to solve: none of these faults.")
     assert "steps to solve: undecided." in in_short(results(**{arm_name(COPY_LSH, FEW): stopped(100, 300, 200, 100, 300)}))
+    assert "their column \"full\": no fault alone; all of them together by a part;" in in_short(
+        results(**{arm_name(COPY_LSH, "all"): scored("full", 0.85)}))
     assert in_short(invent(autopsy.EXPERIMENT, "small", lambda arm: None)) == ""
 
 

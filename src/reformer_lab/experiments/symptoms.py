@@ -209,17 +209,23 @@ def in_short(results: ExperimentResults) -> str:
 
 
 def _cause(found: Sequence[FaultFinding]) -> str:
-    def which(finding: Finding, *, together: bool = False) -> list[str]:
-        return [one.fault for one in found if one.finding == finding and (one.fault in _TOGETHER) == together]
+    def alone(finding: Finding) -> list[str]:
+        return [one.fault for one in found if one.finding == finding and one.fault not in _TOGETHER]
 
-    if alone := which("explains it"):
-        return " or ".join(alone)
-    if which("explains it", together=True):
-        together = which("explains it", together=True)[0]
-        return f"no fault alone, but {together if together != ALL else 'all of them'} together"
-    if contributing := which("contributes"):
+    def together(finding: Finding) -> str | None:
+        names = [one.fault if one.fault != ALL else "all of them" for one in found
+                 if one.finding == finding and one.fault in _TOGETHER]
+        return names[0] if names else None
+
+    if explaining := alone("explains it"):
+        return " or ".join(explaining)
+    if several := together("explains it"):
+        return f"no fault alone, but {several} together"
+    if contributing := alone("contributes"):
         return f"no fault by half of the way; {' and '.join(contributing)} by a part"
-    return "undecided" if which("inconclusive") else "none of these faults"
+    if several := together("contributes"):
+        return f"no fault alone; {several} together by a part"
+    return "undecided" if alone("inconclusive") else "none of these faults"
 
 
 _PHRASES: dict[Finding, str] = {
