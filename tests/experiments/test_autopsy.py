@@ -3,11 +3,12 @@
 from dataclasses import replace
 
 import pytest
+from invented import Events, invent
 
 from reformer_lab.experiments import autopsy
-from reformer_lab.experiments.claim import Scale
+from reformer_lab.experiments.claim import Arm, Scale
 from reformer_lab.experiments.faults import FAULTS, FEW, FLAT, RAW, FaultyRunConfig
-from reformer_lab.experiments.symptoms import ALL, BOTH_SCALES, CONTROL, NONE, TEXT, arm_name
+from reformer_lab.experiments.symptoms import ALL, BOTH_SCALES, CONTROL, COPY_FULL, COPY_LSH, NONE, TEXT, arm_name
 from reformer_lab.training.config import RunConfig
 from reformer_lab.training.run_folder import differences
 
@@ -63,3 +64,23 @@ def test_the_control_has_local_attention_in_the_place_of_lsh_attention() -> None
     assert "lsh" in clean.model.attention
     assert set(control.model.attention) == {"local"}
     assert replace(control, model=control.model.replace(attention=clean.model.attention)) == clean
+
+
+def test_the_figures_show_the_row_of_2021_and_every_curve() -> None:
+    measured = {"LSH-8": 0.04, "LSH-4": 0.07, "LSH-2": 0.11, "LSH-1": 0.12}
+
+    def events(arm: Arm) -> Events | None:
+        both = arm.name == arm_name(COPY_FULL, BOTH_SCALES)
+        if arm.name.startswith(TEXT) or arm.name == arm_name(COPY_FULL, ALL):
+            return None
+        scores = {name: {"accuracy": value if both else 0.99} for name, value in {"full": 1.0, **measured}.items()}
+        return [{"event": "eval", "step": 25, "accuracy": 0.5},
+                {"event": "final", "step": 50, "stopped_early": True, "evaluations": scores}]
+
+    row, curves = autopsy.show(invent(autopsy.EXPERIMENT, "small", events)).figures
+    lines = {series.label: dict(zip(series.x, series.y, strict=True)) for series in row.series}
+    assert set(lines) == {NONE, FLAT, RAW, BOTH_SCALES, "2021, published", "the paper, length 1,024"}
+    assert lines[BOTH_SCALES] == pytest.approx({8: 4, 4: 7, 2: 11, 1: 12})
+    assert lines[NONE][8] == pytest.approx(99)
+    assert lines["2021, published"] == {8: 1.37, 4: 1.85, 2: 3.0, 1: 4.56}
+    assert {series.label for series in curves.series} == {NONE, BOTH_SCALES, ALL, *autopsy.CONCERNED[COPY_LSH]}

@@ -164,7 +164,7 @@ class RemoteWorker:
                     self._resources = self._place()  # its machine may be gone
                     arm = Path(self._arguments[1]).stem
                     with contextlib.suppress(BrokenPipeError):  # nobody reads the output: the engine notices it too
-                        self._say(f"{arm}: its worker was lost ({lost}); started again, from its checkpoint")
+                        self._say(f"{arm}: its worker was lost ({lost}); started again, from its checkpoint if it has one")
         except Exception as error:  # nowhere to go, or no cluster any more: whatever it is, the engine waits for a code
             self.error = f"its worker was lost, and {error or type(error).__name__}"
         finally:
