@@ -62,15 +62,17 @@ def test_arms_differ_in_the_one_thing(scale: Scale) -> None:
     found = runs(scale)
     rounds = [ladder.lsh_name(number) for number in images.SETTINGS[scale].rounds]
     longer = [images.LONGER_REGULAR, images.LONGER_SHARED] if scale in images.LONGER else []
-    assert list(found) == [images.REGULAR, images.SHARED_NAME, images.REVERSIBLE_NAME, images.FULL_NAME, *rounds, *longer]
-    steps = [
+    assert list(found) == [images.REGULAR, images.SHARED_NAME, images.REVERSIBLE_NAME, images.FULL_NAME, *rounds,
+                           images.LOCAL_NAME, *longer]
+    steps: list[tuple[str, str, set[str]]] = [
         (images.REGULAR, images.SHARED_NAME, {"model.shared_qk"}),
         (images.REGULAR, images.REVERSIBLE_NAME, {"model.residual_streams", "model.reversible"}),
         (images.REVERSIBLE_NAME, images.FULL_NAME, {"model.shared_qk"}),
+        (images.FULL_NAME, images.LOCAL_NAME, {"model.attention"}),
         *((one, other, {"model.num_hashes"}) for one, other in pairwise(rounds)),
     ]
     if longer:
-        steps += [(images.REGULAR, longer[0], {"steps", *SPACED}), (*longer, {"model.shared_qk"})]
+        steps += [(images.REGULAR, longer[0], {"steps", *SPACED}), (longer[0], longer[1], {"model.shared_qk"})]
     for one, other, fields in steps:
         lines = differences(found[one].to_dict(), found[other].to_dict(), limit=100)
         assert {line.split(" is ")[0] for line in lines} == fields
@@ -164,10 +166,10 @@ def test_c4_after_more_steps_is_told_and_not_judged() -> None:
     events = events_of({images.LONGER_SHARED: (0.3, 0.31, 0.32)})
     assert by_claim(events)["C4"].outcome == "supported"
     section = images.EXPERIMENT.show(invent(images.EXPERIMENT, "small", events))
-    assert "after 2 times the steps, with a schedule made for them: shared QK +0.310 [+0.285, +0.335] bits" in section.text[1]
+    assert "after 2 times the steps, with a schedule made for them: shared QK +0.310 [+0.285, +0.335] bits" in section.text[2]
     without = images.EXPERIMENT.show(invent(images.EXPERIMENT, "small",
                                             lambda arm: None if arm.name == images.LONGER_SHARED else events(arm)))
-    assert len(without.text) == 1
+    assert len(without.text) == 2
 
 
 def test_the_page_is_in_bits_per_dimension() -> None:
@@ -179,3 +181,16 @@ def test_the_page_is_in_bits_per_dimension() -> None:
     assert section.tables[0].header[1] == "bits per dimension"
     assert [row[0] for row in section.tables[0].rows] == list(runs("small"))
     assert "Bits per dimension" in section.tables[1].caption
+
+
+@pytest.mark.parametrize(("local", "words"), [
+    ((-0.5, -0.51, -0.49), "−0.500 [−0.525, −0.475] bits per dimension against full attention. A model this young"),
+    ((0.5, 0.51, 0.49), "+0.500 [+0.475, +0.525] bits per dimension against full attention. Seeing far is worth that much"),
+    ((-0.5, 0.5, 0.0), "bits per dimension against full attention."),
+])  # fmt: skip
+def test_the_control_is_told_and_judges_nothing(local: tuple[float, ...], words: str) -> None:
+    events = events_of({images.LOCAL_NAME: local})
+    (control,) = (text for text in images.EXPERIMENT.show(invent(images.EXPERIMENT, "small", events)).text if "control" in text)
+    assert words in control
+    assert control.endswith("against full attention.") == (local[2] == 0.0)
+    assert {verdict.outcome for verdict in by_claim(events).values()} == {"supported"}

@@ -9,10 +9,11 @@ from typing import Any
 from reformer_lab.data.config import ImagesConfig
 from reformer_lab.experiments.claim import Arm, Experiment, ExperimentResults, Scale, Verdict, check_scale
 from reformer_lab.experiments.claims import C4, C5, C6
-from reformer_lab.experiments.hash_rounds import FULL_NAME, SLACK_BITS, judge_rounds, rounds_arms, show_rounds
-from reformer_lab.experiments.judging import final_table, judge_each, paired_difference, signed
+from reformer_lab.experiments.hash_rounds import FULL_NAME, LOCAL_NAME, SLACK_BITS, judge_rounds, rounds_arms, show_rounds
+from reformer_lab.experiments.judging import above, below, final_table, judge_each, paired_difference, signed
 from reformer_lab.experiments.ladder import (
     FEW_SEEDS,
+    LOCAL,
     MARGIN_BITS,
     REVERSIBLE,
     SHARED_QK,
@@ -93,7 +94,10 @@ LONGER_REGULAR, LONGER_SHARED = f"{REGULAR}, longer", f"{SHARED_NAME}, longer"
 
 
 def arms(scale: Scale) -> tuple[Arm, ...]:
-    """Return the Transformer, that with shared queries and keys, the reversible one, and the Reformers; none at quick."""
+    """Return the Transformer, that with shared queries and keys, the reversible one, and the Reformers; none at quick.
+
+    Local attention alone is a control, not judged: every layer of the other arms sees as far as the image reaches.
+    """
     setting = SETTINGS.get(scale)
     if setting is None:
         return ()
@@ -102,6 +106,7 @@ def arms(scale: Scale) -> tuple[Arm, ...]:
         *language_model_arms(setting, SHARED_NAME, SHARED_QK),
         *language_model_arms(setting, REVERSIBLE_NAME, REVERSIBLE, paired=True),
         *rounds_arms(setting),
+        *language_model_arms(setting, LOCAL_NAME, LOCAL),
         *_longer_arms(scale, setting),
     )
 
@@ -134,7 +139,7 @@ def show(results: ExperimentResults) -> Section:
     """Show the learning curves, bits against rounds, the final values and more rounds at evaluation alone."""
     setting = _setting_of(results)
     figures, matrix = show_rounds(results, setting)
-    names: tuple[str, ...] = (REGULAR, SHARED_NAME, REVERSIBLE_NAME, FULL_NAME, *map(lsh_name, setting.rounds))
+    names: tuple[str, ...] = (REGULAR, SHARED_NAME, REVERSIBLE_NAME, FULL_NAME, *map(lsh_name, setting.rounds), LOCAL_NAME)
     if results.of(LONGER_SHARED):
         names += (LONGER_REGULAR, LONGER_SHARED)
     data = setting.data
@@ -143,10 +148,24 @@ def show(results: ExperimentResults) -> Section:
             f"{context(results)}. \"{REGULAR}\" is the Transformer with separate queries and keys, \"{FULL_NAME}\" the "
             "Reformer with full attention in the place of LSH attention.")
     return Section(
-        text=(text, *_longer_in_words(results, setting)),
+        text=(text, *_control_in_words(results, setting), *_longer_in_words(results, setting)),
         figures=(curves_figure(results, setting, "Shared queries and keys, reversible layers", names[:3]), *figures),
         tables=(final_table(results, names, "model", setting.unit), matrix),
     )
+
+
+def _control_in_words(results: ExperimentResults, setting: Setting) -> tuple[str, ...]:
+    try:
+        reach = paired_difference(results, LOCAL_NAME, FULL_NAME)
+    except MissingResult:
+        return ()
+    words = f"A control, not judged: {LOCAL_NAME} {signed(reach)} {setting.unit} against full attention."
+    if below(reach, 0):
+        words += (" A model this young learns fastest from what is near. The other arms all see as far as the image reaches "
+                  "and differ from each other; that seeing far is worth anything here they do not show.")
+    elif above(reach, 0):
+        words += " Seeing far is worth that much here."
+    return (words,)
 
 
 def _longer_in_words(results: ExperimentResults, setting: Setting) -> tuple[str, ...]:
