@@ -184,13 +184,15 @@ def test_the_page_is_in_bits_per_dimension() -> None:
 
 
 @pytest.mark.parametrize(("local", "words"), [
-    ((-0.5, -0.51, -0.49), "−0.500 [−0.525, −0.475] bits per dimension against full attention. A model this young"),
-    ((0.5, 0.51, 0.49), "+0.500 [+0.475, +0.525] bits per dimension against full attention. Seeing far is worth that much"),
-    ((-0.5, 0.5, 0.0), "bits per dimension against full attention."),
+    ((-0.5, -0.51, -0.49), "−0.500 [−0.525, −0.475] bits per dimension against the arm \"reversible\", which sees the whole "
+     "image so. A model this young"),
+    ((0.5, 0.51, 0.49), "+0.500 [+0.475, +0.525] bits per dimension against the arm \"reversible\", which sees the whole "
+     "image so. Seeing far is worth that much"),
+    ((-0.5, 0.5, 0.0), "which sees the whole image so."),
 ])  # fmt: skip
 def test_the_control_is_told_and_judges_nothing(local: tuple[float, ...], words: str) -> None:
     events = events_of({images.LOCAL_NAME: local})
     (control,) = (text for text in images.EXPERIMENT.show(invent(images.EXPERIMENT, "small", events)).text if "control" in text)
     assert words in control
-    assert control.endswith("against full attention.") == (local[2] == 0.0)
+    assert control.endswith("whole image so.") == (local[2] == 0.0)
     assert {verdict.outcome for verdict in by_claim(events).values()} == {"supported"}

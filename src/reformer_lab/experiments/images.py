@@ -155,14 +155,15 @@ def show(results: ExperimentResults) -> Section:
 
 
 def _control_in_words(results: ExperimentResults, setting: Setting) -> tuple[str, ...]:
+    """Compare local attention with the arm that differs in its reach alone: local attention never shares queries and keys."""
     try:
-        reach = paired_difference(results, LOCAL_NAME, FULL_NAME)
+        reach = paired_difference(results, LOCAL_NAME, REVERSIBLE_NAME)
     except MissingResult:
         return ()
-    words = f"A control, not judged: {LOCAL_NAME} {signed(reach)} {setting.unit} against full attention."
+    words = (f"A control, not judged: {LOCAL_NAME}, whose queries and keys are separate, {signed(reach)} {setting.unit} "
+             f"against the arm \"{REVERSIBLE_NAME}\", which sees the whole image so.")
     if below(reach, 0):
-        words += (" A model this young learns fastest from what is near. The other arms all see as far as the image reaches "
-                  "and differ from each other; that seeing far is worth anything here they do not show.")
+        words += " A model this young learns fastest from what is near: that seeing far is worth anything here, no arm shows."
     elif above(reach, 0):
         words += " Seeing far is worth that much here."
     return (words,)
