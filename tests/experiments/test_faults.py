@@ -4,7 +4,7 @@ import pytest
 
 from reformer_lab.data.config import ByteCorpusConfig, DuplicationConfig
 from reformer_lab.errors import UserError
-from reformer_lab.experiments.faults import FAULTS, FEW, FLAT, FROZEN, LINES, WRONG, FaultyRunConfig, with_faults
+from reformer_lab.experiments.faults import FAULTS, FEW, FLAT, FROZEN, LINES, REPEATED, WRONG, FaultyRunConfig, with_faults
 from reformer_lab.models.presets import get_preset
 from reformer_lab.training.config import RunConfig
 
@@ -38,6 +38,7 @@ def test_what_the_configuration_can_express_stands_in_it() -> None:
 @pytest.mark.parametrize(("run", "name", "message"), [
     (RUN, "frozen", "'frozen' is not known; known: flat logits"),
     (RUN, LINES, "'shuffled lines' needs a text, not duplication"),
+    (TEXT, REPEATED, "'few training sequences' is the duplication task's, not byte_corpus's"),
     (RunConfig(model=RUN.model.replace(reversible=False), data=RUN.data, steps=3), WRONG, "needs reversible=True"),
 ])
 def test_faults_that_a_run_cannot_have(run: RunConfig, name: str, message: str) -> None:

@@ -18,6 +18,7 @@ from reformer_lab.experiments.faults import (
     FROZEN,
     LINES,
     RAW,
+    REPEATED,
     SEEN,
     WRONG,
     FaultyRunConfig,
@@ -168,10 +169,10 @@ def test_lines_are_shuffled_in_the_training_text_alone(tmp_path: Path) -> None:
     assert kept < 20
 
 
-@pytest.mark.parametrize("task", ["duplication", "text"])
-def test_validation_from_training(tmp_path: Path, task: str) -> None:
-    run = text_run(tmp_path) if task == "text" else tiny_run()
-    clean, seen = faulty_data(run), faulty_data(with_faults(run, (SEEN,)))
+@pytest.mark.parametrize("fault", [SEEN, REPEATED])
+def test_validation_from_training(tmp_path: Path, fault: str) -> None:
+    run = text_run(tmp_path) if fault == SEEN else tiny_run()
+    clean, seen = faulty_data(run), faulty_data(with_faults(run, (fault,)))
     validation = list(seen.eval_batches("validation", 4))
     assert [len(batch.tokens) for batch in validation] == [len(batch.tokens) for batch in clean.eval_batches("validation", 4)]
     tokens = torch.cat([batch.tokens for batch in validation])
@@ -180,7 +181,7 @@ def test_validation_from_training(tmp_path: Path, task: str) -> None:
         assert torch.equal(ours.tokens, theirs.tokens)
     epoch = FIXED_SEQUENCES // 4
     again = torch.equal(seen.train_batch(epoch + 1, 4).tokens, seen.train_batch(1, 4).tokens)
-    assert again == (task == "duplication")
+    assert again == (fault == REPEATED)
     assert torch.equal(seen.train_batch(epoch - 1, 4).tokens, clean.train_batch(epoch - 1, 4).tokens)
 
 

@@ -7,7 +7,7 @@ from invented import Events, invent
 
 from reformer_lab.experiments import autopsy
 from reformer_lab.experiments.claim import Arm, ExperimentResults, Scale
-from reformer_lab.experiments.faults import FEW, FLAT, FROZEN, LINES, RAW, SEEN
+from reformer_lab.experiments.faults import FEW, FLAT, FROZEN, LINES, RAW, REPEATED, SEEN, WRONG
 from reformer_lab.experiments.symptoms import (
     BOTH_SCALES,
     CONTROL,
@@ -94,15 +94,17 @@ def test_findings_of_invented_results() -> None:
     by_symptom = [{one.fault: one.finding for one in findings(found, symptom)} for symptom in SYMPTOMS]
     row, column, bits, steps = by_symptom
     assert row == {RAW: "explains it", FLAT: "contributes", FROZEN: "inconclusive", FEW: "does not matter",
-                   SEEN: "does not matter", BOTH_SCALES: "explains it", "all": "does not matter"}
+                   REPEATED: "does not matter", BOTH_SCALES: "explains it", "all": "does not matter"}
     assert (column[RAW], column[FLAT]) == ("explains it", "does not matter")
     assert (bits[LINES], bits[FEW], bits[FLAT]) == ("explains it", "works against it", "inconclusive")
-    assert (steps[FLAT], steps[FEW], steps[RAW]) == ("explains it", "works against it", "does not matter")
+    assert (steps[FLAT], steps[FEW], steps[FROZEN]) == ("explains it", "works against it", "does not matter")
+    assert SEEN not in bits
+    assert RAW not in steps
     table = findings_table(found)
     assert len(table.rows) == sum(len(one) for one in by_symptom)
     text = answers(found)
     assert "Explained by: raw keys in full attention (2.0 %, −97.2 [−97.4, −97.0])" in text[0]
-    assert "Contributing, but less than half of the way: flat logits (80.0 %" in text[0]
+    assert "Contributing, half of the way is not shown: flat logits (80.0 %" in text[0]
     assert "Of no matter: as many buckets as chunks" in text[0]
     assert "Flat logits and raw keys in full attention together: 20.0 %, −79.2 [−79.4, −79.0], which explains it." in text[0]
     assert "All faults together: 99.2 %, +0.0 [+0.0, +0.0], which is no change that matters." in text[0]
@@ -118,10 +120,10 @@ def test_in_short() -> None:
                           arm_name(TEXT, LINES): scored("own", 3.05, key="bits")})
     assert in_short(together) == (
         "In short, what explains it. Their row \"full\": no fault alone, but flat logits and raw keys together; their column "
-        "\"full\": no fault alone, but all of them together; bits per byte: no fault by half of the way; shuffled lines by a "
-        "part; steps to solve: none of these faults.")
+        "\"full\": no fault alone, but all of them together; bits per byte: no fault is shown to do half of it; shuffled "
+        "lines a part at least; steps to solve: none of these faults.")
     assert "steps to solve: undecided." in in_short(results(**{arm_name(COPY_LSH, FEW): stopped(100, 300, 200, 100, 300)}))
-    assert "their column \"full\": no fault alone; all of them together by a part;" in in_short(
+    assert "their column \"full\": no fault alone; all of them together a part at least;" in in_short(
         results(**{arm_name(COPY_LSH, "all"): scored("full", 0.85)}))
     assert in_short(invent(autopsy.EXPERIMENT, "small", lambda arm: None)) == ""
 
@@ -130,12 +132,24 @@ def test_a_language_model_that_needs_no_lsh_layers_says_nothing_of_their_faults(
     found = results(**{arm_name(TEXT, CONTROL): scored("own", 3.05, key="bits"),
                        arm_name(TEXT, LINES): scored("own", 3.2, key="bits"),
                        **{arm_name(TEXT, fault): scored("own", 3.001, 0.001, key="bits")
-                          for fault in (*autopsy.CONCERNED[TEXT], "all") if fault not in (LINES, SEEN)}})
+                          for fault in (*autopsy.CONCERNED[TEXT], "all") if fault != LINES}})
     bits = {one.fault: one.finding for one in findings(found, BITS)}
     assert bits.pop(LINES) == "explains it"  # a harm that is seen is one all the same
-    assert bits.pop(SEEN) == "does not matter"  # trained alike, to the bit
     assert set(bits.values()) == {"inconclusive"}
     assert "too little" in answers(found)[2]
+
+
+def test_runs_at_the_limit_give_a_lower_bound() -> None:
+    def unsolved(final: dict[str, Any], seed: int) -> None:
+        final.update(step=400 if seed < 3 else 300, stopped_early=seed >= 3)
+
+    changes: dict[str, Any] = {arm_name(COPY_LSH, WRONG): unsolved}
+    found = results(**changes)
+    (wrong,) = (one for one in findings(found, STEPS) if one.fault == WRONG)
+    assert wrong.unsolved == 3
+    assert "wrong buckets backward (360 steps, at least +160 [+92, +228], 3 of 5 at the limit)" in answers(found)[3]
+    assert ("steps to solve", WRONG, 360, "at least +160 [+92, +228], 3 of 5 at the limit") in {
+        row[:4] for row in findings_table(found).rows}
 
 
 def test_smoke_decides_nothing() -> None:
@@ -159,7 +173,7 @@ def test_missing_runs() -> None:
 def test_the_section_shows_every_arm() -> None:
     section = autopsy.show(results())
     findings_rows, accuracies, text = section.tables
-    assert len(findings_rows.rows) == 7 + 8 + 7 + 8
+    assert len(findings_rows.rows) == 7 + 8 + 6 + 7
     assert accuracies.rows[0] == (arm_name(COPY_FULL, NONE), 99.2, 99.2, 99.2, 99.2, 99.2, 200, "5 of 5")
     assert [row[0] for row in text.rows] == [NONE, *autopsy.CONCERNED[TEXT], "all", CONTROL]
     assert text.rows[0][1:] == (pytest.approx(3.001), pytest.approx(2.9985, abs=1e-3), pytest.approx(3.0035, abs=1e-3), 3.1, 3)

@@ -8,19 +8,19 @@ the experiment `autopsy` and of nothing else: no operator and no model has an op
 from dataclasses import dataclass, fields
 from typing import Any
 
-from reformer_lab.data.config import ByteCorpusConfig
+from reformer_lab.data.config import ByteCorpusConfig, DuplicationConfig
 from reformer_lab.errors import UserError
 from reformer_lab.models.config import ReformerConfig
 from reformer_lab.training.config import RunConfig
 
-FIXED_SEQUENCES = 12_800
-"""Training sequences of their duplication task."""
+FIXED_SEQUENCES = 1280
+"""Training sequences of the duplication task where they are few: a tenth of theirs, which they saw 750 times."""
 ROTATION_SEED = 123
 """Their seed of every hash."""
 
-FLAT, RAW, FROZEN, FEW, WRONG, LINES, SEEN = (
+FLAT, RAW, FROZEN, FEW, WRONG, LINES, SEEN, REPEATED = (
     "flat logits", "raw keys in full attention", "frozen rotations", "as many buckets as chunks", "wrong buckets backward",
-    "shuffled lines", "validation from training",
+    "shuffled lines", "validation from training", "few training sequences",
 )  # fmt: skip
 
 FAULTS: dict[str, str] = {
@@ -31,8 +31,9 @@ FAULTS: dict[str, str] = {
     FEW: "as many buckets as chunks, half as many as the paper's",
     WRONG: "the backward pass of a reversible model recomputes every head with the buckets of the last one",
     LINES: "the lines of the training text in a random order: no context reaches beyond a line; held-out text as it is",
-    SEEN: "the validation set is the first part of the training set; on the duplication task the training set is finite, "
-          f"{FIXED_SEQUENCES:,} sequences again and again",
+    SEEN: "the validation set is the first part of the training set",
+    REPEATED: f"the training set of the duplication task is {FIXED_SEQUENCES:,} sequences again and again, and the validation "
+              "set is its first part",
 }  # fmt: skip
 """What each fault does, by its name."""
 
@@ -51,6 +52,9 @@ class FaultyRunConfig(RunConfig):
                 raise UserError(f"faults={list(self.faults)}: {name!r} is not known; known: {', '.join(FAULTS)}")
         if LINES in self.faults and not isinstance(self.data, ByteCorpusConfig):
             raise UserError(f"faults={list(self.faults)}: {LINES!r} needs a text, not {self.data.kind}")
+        if REPEATED in self.faults and not isinstance(self.data, DuplicationConfig):
+            raise UserError(f"faults={list(self.faults)}: {REPEATED!r} is the duplication task's, not {self.data.kind}'s; "
+                            f"{SEEN!r} is for every data set")
         if WRONG in self.faults and not self.model.reversible:
             raise UserError(f"faults={list(self.faults)}: {WRONG!r} needs reversible=True, nothing is recomputed without")
         super().__post_init__()

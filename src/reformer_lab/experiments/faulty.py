@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from reformer_lab.data.byte_corpus import ByteCorpusDataset
-from reformer_lab.data.config import ByteCorpusConfig, DuplicationConfig
+from reformer_lab.data.config import ByteCorpusConfig
 from reformer_lab.data.dataset import Batch, Dataset
 from reformer_lab.experiments.faults import (
     FIXED_SEQUENCES,
     FROZEN,
     LINES,
     RAW,
+    REPEATED,
     ROTATION_SEED,
     SEEN,
     WRONG,
@@ -156,8 +157,8 @@ def faulty_data(config: RunConfig) -> Dataset:
         data: Dataset = ShuffledLines(config.data, config.seed)
     else:
         data = build_data(config)
-    if SEEN in faults:
-        data = SeenValidation(data, FIXED_SEQUENCES if isinstance(config.data, DuplicationConfig) else None)
+    if SEEN in faults or REPEATED in faults:
+        data = SeenValidation(data, FIXED_SEQUENCES if REPEATED in faults else None)
     return data
 
 
