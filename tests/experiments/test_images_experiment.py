@@ -166,10 +166,10 @@ def test_c4_after_more_steps_is_told_and_not_judged() -> None:
     events = events_of({images.LONGER_SHARED: (0.3, 0.31, 0.32)})
     assert by_claim(events)["C4"].outcome == "supported"
     section = images.EXPERIMENT.show(invent(images.EXPERIMENT, "small", events))
-    assert "after 2 times the steps, with a schedule made for them: shared QK +0.310 [+0.285, +0.335] bits" in section.text[2]
+    assert "after 2 times the steps, with a schedule made for them: shared QK +0.310 [+0.285, +0.335] bits" in section.text[3]
     without = images.EXPERIMENT.show(invent(images.EXPERIMENT, "small",
                                             lambda arm: None if arm.name == images.LONGER_SHARED else events(arm)))
-    assert len(without.text) == 2
+    assert len(without.text) == 3
 
 
 def test_the_page_is_in_bits_per_dimension() -> None:
@@ -196,3 +196,10 @@ def test_the_control_is_told_and_judges_nothing(local: tuple[float, ...], words:
     assert words in control
     assert control.endswith("whole image so.") == (local[2] == 0.0)
     assert {verdict.outcome for verdict in by_claim(events).values()} == {"supported"}
+
+
+def test_what_the_arms_bundle_is_told() -> None:
+    events = events_of({"LSH-8": (0.38, 0.39, 0.37)})  # 0.02 more by `events_of`
+    text = images.EXPERIMENT.show(invent(images.EXPERIMENT, "small", events)).text[1]
+    assert "against the regular Transformer it has +0.400 [+0.375, +0.425] bits per dimension." in text
+    assert "The reversible model has 0.0 % more parameters" in text  # invented: all have 1,000

@@ -180,9 +180,12 @@ def final_table(results: ExperimentResults, names: Sequence[str], what: str, uni
         bits, parameters = mean_of(results, name, *BITS), mean_of(results, name, "parameters")
         interval = (bits.value, bits.low, bits.high) if bits else (None, None, None)
         rows.append((name, *interval, int(parameters.value) if parameters else None, bits.n if bits else None))
+    limit = next((record.header["config"]["eval_limit"] for name in names for record in results.of(name)), None)
+    scored = f"the first {limit} sequences of the validation split" if limit else "the validation split"
     return Table(
-        title="At the end of training", header=(what, unit, "low", "high", "parameters", "seeds"),
-        rows=tuple(rows), caption="Means over seeds with their 95 % interval, on the validation split.",
+        title="At the end of training", header=(what, unit, "low", "high", "parameters", "seeds"), rows=tuple(rows),
+        caption=f"Means over seeds with their 95 % interval, on {scored}. The interval says what another seed would do, not "
+        "what other text or images would.",
     )
 
 

@@ -150,7 +150,8 @@ def judge(results: ExperimentResults) -> tuple[Verdict, ...]:
     listed = ", ".join(f"{name} {signed(estimate, 2)}" for name, estimate in slopes.items())
     found = [verdict(results, "speed", C8, together(flat, above(full, QUADRATIC_PART)),
                      f"exponent of time over length: full {signed(full, 2)}; {listed}", estimate=slopes[steepest],
-                     unit=f"exponent of time over length, {steepest} (full: {full.value:.2f})", sampling="repeats")]
+                     unit=f"exponent of time over length at a fixed number of tokens, {steepest} (full: {full.value:.2f})",
+                     sampling="repeats")]
     fastest = speedup(results, lsh[0])
     if fastest is not None:
         length, ratio = fastest
@@ -160,9 +161,10 @@ def judge(results: ExperimentResults) -> tuple[Verdict, ...]:
                                 high=None if worst.high is None else 1 + worst.high)
         holds = together(below(one_sequence, 1 + FLAT), above(ratio, 1.0))
         summary = (f"time of one sequence grows as L^{one_sequence.value:.2f} ({steepest}), full attention "
-                   f"L^{1 + full.value:.2f}; at {length:,} tokens {lsh[0]} is {_factor(ratio)} times as fast as full")
+                   f"L^{1 + full.value:.2f}; at {length:,} tokens {lsh[0]} is {_factor(ratio)} times as fast as full "
+                   "(interval: bootstrap of the medians)")
         found.append(verdict(results, "speed", C1, holds, summary, estimate=one_sequence,
-                             unit=f"exponent of time over length, {steepest}", sampling="repeats"))
+                             unit=f"exponent of time over length for one sequence, {steepest}", sampling="repeats"))
     return tuple(found)
 
 

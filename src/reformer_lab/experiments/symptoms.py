@@ -175,8 +175,9 @@ def findings_table(results: ExperimentResults) -> Table:
             continue
     return Table(title="What each fault does to each symptom",
                  header=("symptom", "fault", "with it", "against the run without faults", "unit", "seeds", "finding"),
-                 rows=tuple(rows), caption="By the criterion above. Left out is what cannot change a number: validation from training "
-                 "leaves the model of text as it is, and training with LSH attention never meets raw keys in full attention.")
+                 rows=tuple(rows), caption="By the criterion above. Left out is what cannot change a number: validation from "
+                 "training leaves the model of text as it is, and training with LSH attention never meets raw keys in full "
+                 "attention.")
 
 
 def answers(results: ExperimentResults) -> tuple[str, ...]:

@@ -145,7 +145,10 @@ def rerun_command(experiment: Experiment, scale: str, corpus: str = "") -> str:
         scale = (larger or with_runs[::-1])[0]
     command = f"reformer-lab reproduce --scale {scale} --only {experiment.name}"
     reads = any(arm.on_corpus(corpus) is not arm for arm in experiment.arms(check_scale(scale)))
-    return f"{command} --corpus {shlex.quote(corpus)}" if reads else command
+    if reads:
+        return f"{command} --corpus {shlex.quote(corpus)}"
+    files = any(getattr(getattr(arm.run, "data", None), "path", None) for arm in experiment.arms(check_scale(scale)))
+    return f"{command} --data DIR" if files else command
 
 
 def tally(rows: Iterable[ClaimRow]) -> dict[str, int]:
