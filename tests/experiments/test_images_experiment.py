@@ -117,6 +117,7 @@ def test_each_claim_is_judged_by_its_own_arms(claim: str, arm: str, harm: tuple[
     for verdict in found.values():
         assert (verdict.experiment, verdict.n) == ("images", SEEDS[verdict.claim])
         assert verdict.unit.startswith("bits per dimension above ")
+        assert verdict.unit.endswith(" after 1,000 steps") == (verdict.claim != "C6")
         assert verdict.summary.startswith("on images: ")
         assert "bits per dimension" in verdict.summary
 
@@ -179,6 +180,7 @@ def test_the_page_is_in_bits_per_dimension() -> None:
     assert all("bits per dimension" in figure.y_label for figure in section.figures)
     assert len({figure.title for figure in section.figures}) == len(section.figures) == 3
     assert section.tables[0].header[1] == "bits per dimension"
+    assert "on the first 128 sequences of the validation split" in section.tables[0].caption
     assert [row[0] for row in section.tables[0].rows] == list(runs("small"))
     assert "Bits per dimension" in section.tables[1].caption
 

@@ -121,3 +121,13 @@ def test_the_readmes_table_has_one_line_for_each_row(rows: list[ClaimRow]) -> No
 @pytest.mark.parametrize(("scale", "where"), [("smoke", "smoke"), ("quick", "gpu"), ("small", "gpu"), ("paper", "paper")])
 def test_an_experiment_without_runs_at_a_scale_is_run_at_the_next_larger_one(scale: str, where: str) -> None:
     assert f"--scale {where} --only tuned" in rerun_command(REAL["tuned"], scale)
+
+
+@pytest.mark.parametrize(("name", "scale", "end"), [
+    ("images", "small", " --data DIR"), ("hash_rounds", "small", " --data DIR"), ("autopsy", "small", " --data DIR"),
+    ("hash_rounds", "quick", ""), ("table2", "small", ""), ("speed", "small", ""),
+])
+def test_a_command_that_reads_files_says_where_they_are_named(name: str, scale: str, end: str) -> None:
+    assert rerun_command(REAL[name], scale) == f"reformer-lab reproduce --scale {scale} --only {name}{end}"
+    if name == "hash_rounds":
+        assert rerun_command(REAL[name], scale, "my text").endswith("--only hash_rounds --corpus 'my text'")

@@ -37,6 +37,7 @@ EXPANSION_CHECKED_FROM = 64 << 20
 _DATA = "corpus.data"
 _PACKINGS = {rb"PK(\x03\x04|\x05\x06)": "zip", rb"\x1f\x8b": "gzip", rb"BZh[1-9]1A": "bzip2", rb"\xfd7zXZ\x00": "xz"}
 _DAMAGE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, OSError)
+"""What unpacking raises on a damaged archive; NotImplementedError is zipfile's for a compression that it does not know."""
 
 
 @dataclass(frozen=True, kw_only=True)

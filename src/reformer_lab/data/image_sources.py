@@ -34,6 +34,8 @@ _LARGEST_FILE = 256 << 20
 _ROWS = 256
 """Images of an .npz archive that are in memory at once."""
 _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError, ValueError)
+"""What reading raises on a damaged archive; zipfile's NotImplementedError is a compression that it does not know, its
+RuntimeError an encrypted member."""
 
 
 class ImageSource(ABC):

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from reformer_lab.data.byte_corpus import ByteCorpusDataset
 from reformer_lab.data.config import ByteCorpusConfig
@@ -78,7 +78,9 @@ class FaultyFullSelfAttention(FullSelfAttention):
         return torch.cat([v[:, :, :1], later], dim=2)
 
 
-_FAULTY = {LSHSelfAttention: FaultyLSHSelfAttention, FullSelfAttention: FaultyFullSelfAttention}
+_FAULTY: dict[type[nn.Module], type[nn.Module]] = {
+    LSHSelfAttention: FaultyLSHSelfAttention, FullSelfAttention: FaultyFullSelfAttention,
+}  # fmt: skip
 
 
 class FaultyLM(ReformerLM):

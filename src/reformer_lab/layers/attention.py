@@ -3,6 +3,7 @@
 B batch, H heads, L length, D width of a head.
 """
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from reformer_lab.ops.random import CallSeeds, Draws
 ALL_HEADS = slice(None)
 
 
-class SelfAttention(nn.Module):
+class SelfAttention(nn.Module, ABC):
     """Projections to heads and back, around an attention that a subclass gives.
 
     `shared_qk` True: one projection `query_key` for queries and keys; False: `query` and `key`.
@@ -53,9 +54,9 @@ class SelfAttention(nn.Module):
         names = ("query_key", "value") if self.shared_qk else ("query", "key", "value")
         return tuple(self._heads(getattr(self, name), x, heads) for name in names)
 
+    @abstractmethod
     def mix(self, *projected: Tensor, key_padding_mask: Tensor | None, draws: Draws) -> Tensor:
         """Return the attention (B, H, L, D) of projected queries, keys and values."""
-        raise NotImplementedError
 
     def merge(self, attended: Tensor, heads: slice = ALL_HEADS) -> Tensor:
         """Return the part (B, L, d_model) that some heads' attention (B, H, L, D) has in the output."""

@@ -15,6 +15,7 @@ that of the text so far, too: the last chunks of another round, or the last ones
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
@@ -31,7 +32,7 @@ from reformer_lab.ops.random import Draws
 from reformer_lab.ops.softmax import accumulation_dtype, masked_attention, unit_length
 
 
-class AttentionCache:
+class AttentionCache(ABC):
     """The interface of a layer's cache. `layer`: the causal attention layer that it continues."""
 
     layer: Any
@@ -49,15 +50,17 @@ class AttentionCache:
         projected = self.layer.project(x)
         return self.layer.merge(self._step(*projected, position=position, longest=longest))
 
+    @abstractmethod
     def reorder(self, rows: Tensor) -> None:
         """Keep the examples `rows` (int64), in this order; one may be there several times, as for beams."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _start(self, *projected: Tensor, lengths: Tensor) -> Tensor:
-        raise NotImplementedError
+        """Return the attention (B, H, L, D) of the layer's projections of the texts, and keep what steps need."""
 
+    @abstractmethod
     def _step(self, *projected: Tensor, position: Tensor, longest: int) -> Tensor:
-        raise NotImplementedError
+        """Return the attention (B, H, 1, D) of the layer's projections of one more position, and keep them."""
 
 
 def cache_of(layer: Any, rotations: Tensor | None, max_length: int) -> AttentionCache:
