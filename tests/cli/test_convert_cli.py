@@ -1,7 +1,9 @@
 """`reformer-lab convert` from end to end, in one process."""
 
+import errno
 import gzip
 import json
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -71,6 +73,8 @@ def test_another_arithmetic_is_said(tmp_path: Path, capsys: pytest.CaptureFixtur
         (["nowhere", "new", "--from", "reformer-lab", "--to", "huggingface"], "config.json is missing"),
         (["nowhere", "new", "--from", "huggingface", "--to", "reformer-lab"], "config.json is missing"),
         (["nowhere", "new", "--from", "trax", "--to", "reformer-lab"], "nowhere is no file"),
+        (["model", "something/new", "--from", "reformer-lab", "--to", "huggingface"], "name another folder"),
+        (["model", "something/new", "--from", "reformer-lab", "--to", "reformer-lab"], "write something/new: Not a directory"),
         (["nowhere", ".", "--from", "trax", "--to", "reformer-lab"], "not empty"),
         (["nowhere", "new", "--from", "trax", "--to", "reformer-lab", "--set", "colour=red"], "--set colour=red"),
         (["nowhere", "new", "--from", "huggingface", "--to", "reformer-lab", "--set", "numerics=paper"], "numerics"),
@@ -79,10 +83,31 @@ def test_another_arithmetic_is_said(tmp_path: Path, capsys: pytest.CaptureFixtur
     ],
 )
 def test_mistakes(
-    words: list[str], named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    words: list[str], named: str, model: ReformerLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    model.save_pretrained(tmp_path / "model")
     (tmp_path / "something").touch()
     assert main(["convert", *words]) == 2
     assert named in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
+
+
+def test_a_full_disk_leaves_the_folder_to_the_next_call(
+    model: ReformerLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model.save_pretrained(tmp_path / "model")
+    call = ["convert", str(tmp_path / "model"), str(tmp_path / "new"), "--from", "reformer-lab", "--to", "reformer-lab"]
+
+    def half(self: ReformerLM, folder: Path) -> None:
+        (folder / "config.json").write_text("{")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ReformerLM, "save_pretrained", half)
+        assert main(call) == 2
+    assert "make room there and call again" in capsys.readouterr().err
+    assert main(call) == 0
+    assert same(ReformerLM.from_pretrained(tmp_path / "new"), model)
+    assert not [path for path in (tmp_path / "new").iterdir() if path.name.startswith(".")]

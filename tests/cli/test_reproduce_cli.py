@@ -79,6 +79,9 @@ def test_data_are_asked_for_before_anything_runs(
     assert "books.zip is not here, which depth at the scale small is trained on" in error
     assert "--data" in error
     assert "another text with --corpus" in error
+    error = error_of(capsys, "reproduce", "--scale", "small", "--only", "images")
+    assert "images/imagenet64-sample.zip is not here" in error
+    assert "--corpus" not in error
     error = error_of(capsys, "reproduce", "--scale", "small", "--only", "depth", "--corpus", "mine.txt")
     assert "mine.txt is not here" in error
     assert list(tmp_path.iterdir()) == []
@@ -133,6 +136,6 @@ def test_the_ray_engine_where_it_cannot_run(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     error = error_of(capsys, "reproduce", "--scale", "smoke", "--only", "speed", "--engine", "ray")
-    assert "pip install 'reformer-lab[cluster]'" in error
+    assert "pip install '.[cluster]'" in error
     assert "--engine ray alone" in error_of(capsys, "reproduce", "--scale", "smoke", "--address", "auto")
     assert list(tmp_path.iterdir()) == []

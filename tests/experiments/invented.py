@@ -3,8 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from reformer_lab.experiments import memory, speed
-from reformer_lab.experiments.claim import Arm, Experiment, ExperimentResults, Scale
+from reformer_lab.experiments import memory
+from reformer_lab.experiments.claim import Arm, Experiment, ExperimentResults, MeasurementConfig, Scale
 from reformer_lab.reporting.records import Record
 
 Events = list[dict[str, Any]]
@@ -55,15 +55,23 @@ def table_events(changes: dict[tuple[str, str], float]) -> Any:
 
 
 def speed_events(exponents: dict[str, float], spread: float = 0.0) -> Any:
-    """Times that grow with these exponents, "full" and "lsh"; the three repeats' exponents differ by `spread`."""
+    """Times that grow with these exponents, "full" and "lsh"; the three rounds' exponents differ by `spread`.
+
+    A round that is 1 % slow for full attention is 1 % fast for LSH attention.
+    """
+    def event(point: Mapping[str, Any]) -> dict[str, Any]:
+        model = {name: list(value) if isinstance(value, tuple) else value for name, value in point.items()
+                 if name not in ("length", "batch_size")}
+        full = model["attention"] == ["full"]
+        exponent, base, noise = (exponents["full"], 1.0, 0.01) if full else (exponents["lsh"], 2.0, -0.01)
+        return {"event": "measurement", "length": point["length"], "batch_size": point["batch_size"], "status": "finished",
+                "model": model, "median": 1.0, "low": 1.0, "high": 1.0, "device_name": "invented", "threads": 1,
+                "seconds": [base * (point["length"] / 1024) ** (exponent + spread * turn) * (1 + noise * turn)
+                            for turn in (0, 1, -1)]}
+
     def events(arm: Arm) -> Events:
-        exponent = exponents["full" if arm.name == speed.FULL else "lsh"]
-        base = 1.0 if arm.name == speed.FULL else 2.0
-        return [{"event": "measurement", "length": length, "batch_size": 8192 // length, "status": "finished", "model": {},
-                 "seconds": [base * (length / 1024) ** (exponent + spread * repeat) * (1 + repeat / 100)
-                             for repeat in (0, 1, -1)], "median": 1.0,
-                 "low": 1.0, "high": 1.0, "device_name": "invented", "threads": 1}
-                for length in (1024, 2048, 4096, 8192)]
+        assert isinstance(arm.run, MeasurementConfig)
+        return [event(point) for point in arm.run.parameters["points"]]
     return events
 
 

@@ -101,10 +101,12 @@ def test_the_papers_numbers() -> None:
     assert (text.steps, text.batch_size, text.optimizer.learning_rate) == (60_000, 8, 2.0)
     assert (text.model.num_layers, text.model.d_model, text.model.chunk_length) == (3, 1024, 128)
     assert [arm.name for arm in hash_rounds.arms("paper")][1:] == ["LSH-2", "LSH-4", "LSH-8", "LSH-16"]
-    points = speed.arms("paper")[0].run
-    assert isinstance(points, MeasurementConfig)
-    assert [(point["length"], point["batch_size"]) for point in points.parameters["points"]] == [
+    (measurement,) = speed.arms("paper")
+    assert isinstance(measurement.run, MeasurementConfig)
+    points = measurement.run.parameters["points"]
+    assert list(dict.fromkeys((point["length"], point["batch_size"]) for point in points)) == [
         (1024, 32), (2048, 16), (4096, 8), (8192, 4), (16_384, 2), (32_768, 1)]
+    assert len(points) == 6 * len(speed.contenders("paper"))
 
 
 @pytest.mark.parametrize("scale", SCALES)

@@ -12,8 +12,10 @@ from reformer_lab.benchmarks.steps import TrainingStep, point_spec
 from reformer_lab.experiments import hash_rounds, reversible, shared_qk, yardstick
 from reformer_lab.experiments.claim import SCALES, Arm, ExperimentResults, MeasurementConfig, Scale
 from reformer_lab.experiments.yardstick import EXACT, EXACT_REVERSIBLE, EXPERIMENT, at_equal_time, crossing, crossing_text
+from reformer_lab.models.config import ReformerConfig
 from reformer_lab.reporting.records import MissingResult
 from reformer_lab.reporting.statistics import Estimate
+from reformer_lab.training.config import RunConfig
 
 SECONDS = {EXACT: 1.0, EXACT_REVERSIBLE: 1.5, "LSH-1": 0.5, "LSH-2": 2.0, "LSH-4": 2.0, "LSH-8": 2.0}
 """Of a step, as invented."""
@@ -63,6 +65,18 @@ def test_nothing_is_trained_twice(scale: Scale) -> None:
     trained = [arm for arm in yardstick.arms(scale) if arm.kind == "training"]
     assert {arm.id for arm in trained} <= others
     assert {arm.name for arm in trained} == set(yardstick.contenders(scale))
+
+
+@pytest.mark.parametrize("scale", ["smoke", "small", "gpu", "paper"])
+def test_what_is_timed_is_the_model_that_is_trained(scale: Scale) -> None:
+    """Layer by layer: at small every other one is local. Length and positions may be others."""
+    own = {"max_length": 0, "positions": "", "axial_shape": None, "axial_dims": None, "num_buckets": None}
+    trained = {arm.name: arm.run.model.to_dict() | own for arm in yardstick.trainings(scale) if isinstance(arm.run, RunConfig)}
+    measurements = [arm.run for arm in yardstick.arms(scale) if isinstance(arm.run, MeasurementConfig)]
+    assert measurements
+    for run in measurements:
+        for name, point in zip(yardstick.contenders(scale), run.parameters["points"], strict=True):
+            assert ReformerConfig.from_dict(point_spec(run.parameters, point)["model"]).to_dict() | own == trained[name]
 
 
 def test_batches_have_the_same_tokens_at_every_length() -> None:
@@ -175,12 +189,12 @@ def test_exact_attention_is_the_fused_kernel_without_scores(name: str, precision
     (arm, *_) = (arm for arm in yardstick.arms("small") if arm.name == yardstick.seconds_name(4096))
     assert isinstance(arm.run, MeasurementConfig)
     point = dict(zip(names_of(arm), arm.run.parameters["points"], strict=True))[name]
-    small = {**point, "batch_size": 1, "length": 2048, "num_layers": 1, "d_model": 32, "d_ff": 32}
+    small = {**point, "batch_size": 1, "length": 2048, "num_layers": 2, "d_model": 32, "d_ff": 32}
     step = TrainingStep({**point_spec(arm.run.parameters, small), "precision": precision}, 0, torch.device("cpu"))
     operators = Operators()
     with operators:
         step.run()
-    attention = {operator for operator in operators.names if "attention" in operator}
-    assert {operator.split(".")[1] for operator in attention} == {
+    attention = {operator.split(".")[1] for operator in operators.names if "attention" in operator}
+    assert attention - {"local_attention", "local_attention_backward"} == {  # every other layer is local
         "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention_for_cpu_backward"}
     assert operators.largest < 2048 * 2048

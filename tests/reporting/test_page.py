@@ -296,6 +296,19 @@ def test_runs_of_other_settings_than_declared_are_called_so(tmp_path: Path, whol
     assert page.count("made with other settings") == 1
 
 
+def test_declared_runs_that_are_no_part_of_the_suite_are_named(tmp_path: Path) -> None:
+    """Whoever reads "all finished" must see that the suite asked for less than the experiment."""
+    experiment = EXPERIMENTS[0]
+    declared = experiment.arms("quick")
+    whole = Suite(scale="quick", started="", command="", arms={experiment.name: tuple(arm.entry() for arm in declared)})
+    part = replace(whole, arms={experiment.name: whole.arms[experiment.name][1:]})
+    for suite, told in ((whole, 0), (part, 1)):
+        suite.write(tmp_path)
+        page = words(report_folder(tmp_path, [experiment]))
+        assert page.count(f"This suite holds {len(declared) - 1} of the {len(declared)} runs") == told
+        assert page.count(f"Not part of it: {declared[0].name} (1).") == told
+
+
 def test_another_corpus_is_named_and_is_no_other_setting(tmp_path: Path) -> None:
     """A text in the place of the scale's own: named at the top and in the command, and the arms are known."""
     declared = EXPERIMENTS_OF_TEXT["shared_qk"]

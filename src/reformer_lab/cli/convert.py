@@ -1,6 +1,7 @@
 """`reformer-lab convert`: a checkpoint of another library into a model folder of ours, and back."""
 
 import json
+import tempfile
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,12 +53,7 @@ def main(argv: list[str]) -> int:
     model = _read(arguments.source, arguments.source_format, changes)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        if arguments.dest_format == "huggingface":
-            from reformer_lab.integrations.huggingface import to_huggingface
-
-            to_huggingface(model, arguments.dest)
-        else:
-            model.save_pretrained(arguments.dest)
+        _write(model, arguments.dest_format, arguments.dest)
     for warning in caught:
         print(visible(f"warning: {warning.message}"))
     config = model.config
@@ -68,6 +64,23 @@ def main(argv: list[str]) -> int:
         f"vocabulary {config.vocab_size}, up to {config.max_length:,} tokens"
     )
     return 0
+
+
+def _write(model: "ReformerLM", dest_format: str, dest: Path) -> None:
+    """Write the model to a new or empty folder, which stays empty where that fails."""
+    from reformer_lab.training.files import TEMPORARY, writing
+
+    with writing(dest, "name another folder"):
+        dest.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=dest) as aside:
+            if dest_format == "huggingface":
+                from reformer_lab.integrations.huggingface import to_huggingface
+
+                to_huggingface(model, Path(aside))
+            else:
+                model.save_pretrained(Path(aside))
+            for part in sorted(Path(aside).iterdir()):
+                part.rename(dest / part.name)
 
 
 def _change(word: str) -> tuple[str, Any]:

@@ -87,8 +87,9 @@ def main(argv: list[str]) -> int:
     for path, wanting in plan.missing_data.items():
         raise UserError(f"{path} is not here, which {', '.join(wanting)} at the scale {scale} is trained on: "
                         + ("run `reformer-lab data download enwik8` once" if path == "enwik8"
-                           else "give the folder that holds it with --data")
-                        + ", or another text with --corpus, or name other experiments with --only")
+                           else "give the folder that holds it with --data (what it is: results/README.md)")
+                        + (", or another text with --corpus" if path in plan.texts else "")
+                        + ", or name other experiments with --only")
     with contextlib.ExitStack() as connected:
         cluster = connected.enter_context(connect(arguments.address)) if arguments.engine == "ray" else None
         outcome = run_suite(plan, output, workers=arguments.workers, minutes=arguments.minutes, command=command,
@@ -107,7 +108,8 @@ def main(argv: list[str]) -> int:
 def connect(address: str | None) -> "Cluster":
     """Connect to a Ray cluster. Raises UserError where Ray is not installed or does not answer."""
     if importlib.util.find_spec("ray") is None:
-        raise UserError("--engine ray needs Ray, which is not installed: pip install 'reformer-lab[cluster]', on every machine")
+        raise UserError("--engine ray needs Ray, which is not installed: pip install '.[cluster]' in a copy of the repository, "
+                        "on every machine")
     from reformer_lab.runner.cluster import Cluster
 
     return Cluster(address)

@@ -170,6 +170,8 @@ class Verdict:
     """Number of seeds, or of repeats, behind the value."""
     sampling: Sampling = "seeds"
     """What `n` counts."""
+    looks: int = 1
+    """How often the claim was judged at this scale, this time included: with fewer seeds or steps before."""
 
     def __post_init__(self) -> None:
         assert self.outcome in OUTCOMES, self.outcome
@@ -196,9 +198,10 @@ class Verdict:
 
     @property
     def label(self) -> str:
-        """The outcome and how sure it is: "supported (indicative, n = 1 seed)"."""
+        """The outcome and how sure it is: "supported (indicative, n = 1 seed)", "supported (n = 8 seeds, 2 looks)"."""
         notes = ["indicative"] if self.strength != self.outcome else []
         notes += [self.count] if self.count else []
+        notes += [f"{self.looks} looks"] if self.looks > 1 else []
         return f"{self.outcome} ({', '.join(notes)})" if notes else self.outcome
 
 

@@ -13,7 +13,7 @@ from reformer_lab.experiments.judging import (
     signed,
     verdict,
 )
-from reformer_lab.experiments.ladder import FEW_SEEDS, SETTINGS, context, lsh_arms, setting_of
+from reformer_lab.experiments.ladder import FEW_SEEDS, SETTINGS, context, looks_at, lsh_arms, setting_of
 from reformer_lab.reporting.section import Figure, Section, Series
 
 SLACK_BITS = 0.01
@@ -39,7 +39,7 @@ def judge(results: ExperimentResults) -> tuple[Verdict, ...]:
     text = "on enwik8" if recorded_config(results)["data"]["path"] == "enwik8" else "not on enwik8"
     summary = (f"only \"deeper is better\" is judged, {setting.depths[0]} to {setting.depths[-1]} layers, {text}: "
                f"{signed(change)} bits per byte for each doubling of the depth")
-    return (verdict(results, "depth", C9, falls(change, SLACK_BITS), summary, estimate=change,
+    return (verdict(results, "depth", C9, falls(change, SLACK_BITS), summary, estimate=change, looks=looks_at(results, setting),
                     unit="bits per byte for each doubling of the depth"),)
 
 

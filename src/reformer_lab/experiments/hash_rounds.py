@@ -25,6 +25,7 @@ from reformer_lab.experiments.ladder import (
     context,
     curves_figure,
     language_model_arms,
+    looks_at,
     lsh_arms,
     lsh_name,
     setting_of,
@@ -71,7 +72,7 @@ def judge_rounds(results: ExperimentResults, experiment: str, setting: Setting) 
         reach = paired_difference(results, LOCAL_NAME, FULL_NAME)
         holds = None if holds and not above(reach, 0) else holds
         summary += f"; without these layers {signed(reach)}"
-    return verdict(results, experiment, C6, holds, summary, estimate=gap,
+    return verdict(results, experiment, C6, holds, summary, estimate=gap, looks=looks_at(results, setting),
                    unit=f"{setting.unit} above full attention, {matching}")
 
 

@@ -1,5 +1,6 @@
 """What the experiments' judges and pages share: paired differences, trends, verdicts, curves."""
 
+import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -17,16 +18,17 @@ BITS = ("evaluations", "own", "bits")
 
 def verdict(results: ExperimentResults, experiment: str, claim: Claim, holds: bool | None, summary: str, *,
             estimate: Estimate | None = None, unit: str = "", n: int | None = None,
-            sampling: Sampling = "seeds") -> Verdict:
+            sampling: Sampling = "seeds", looks: int = 1) -> Verdict:
     """Return a verdict: supported (`holds` True), contradicted (False) or inconclusive (None).
 
     `estimate`: the number that was judged; `unit`: what it is, said so that the number needs no other words; `n`: runs behind
-    it (default: the estimate's); `sampling`: what n counts. The scale smoke decides nothing: its verdicts are inconclusive
-    whatever was measured.
+    it (default: the estimate's); `sampling`: what n counts; `looks`: how often the claim was judged, this time included. The
+    scale smoke decides nothing: its verdicts are inconclusive whatever was measured.
     """
     outcome: Outcome = "inconclusive" if holds is None else "supported" if holds else "contradicted"
     found = Verdict(claim=claim.id, experiment=experiment, outcome=outcome, summary=summary, scale=results.scale,
-                    unit=unit, n=n if n is not None else estimate.n if estimate else 0, sampling=sampling)
+                    unit=unit, n=n if n is not None else estimate.n if estimate else 0, sampling=sampling,
+                    looks=looks)
     if estimate is not None:
         found = replace(found, value=estimate.value, low=estimate.low, high=estimate.high)
     if results.scale == "smoke":
@@ -155,6 +157,19 @@ def mean_of(results: ExperimentResults, name: str, *path: str) -> Estimate | Non
         return None
 
 
+def by_contender(results: ExperimentResults, arm: str,
+                 contenders: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """Return the events of a measurement in which contenders took turns, grouped; empty where it is not finished.
+
+    `contenders`: by name, the model fields that make each, as its points were given them.
+    """
+    def key(fields: Mapping[str, Any]) -> str:
+        return json.dumps(fields, sort_keys=True)  # a tuple comes back from a file as a list
+
+    events = [event for record in results.of(arm)[:1] for event in record.measurements]
+    return {name: [event for event in events if key(event["model"]) == key(fields)] for name, fields in contenders.items()}
+
+
 def recorded_config(results: ExperimentResults) -> Mapping[str, Any]:
     """Return the configuration of the first finished run, as its result file holds it. Raises MissingResult."""
     for name in results.names:
@@ -181,7 +196,7 @@ def final_table(results: ExperimentResults, names: Sequence[str], what: str, uni
         interval = (bits.value, bits.low, bits.high) if bits else (None, None, None)
         rows.append((name, *interval, int(parameters.value) if parameters else None, bits.n if bits else None))
     limit = next((record.header["config"]["eval_limit"] for name in names for record in results.of(name)), None)
-    scored = f"the first {limit} sequences of the validation split" if limit else "the validation split"
+    scored = f"{limit} sequences spread evenly over the validation split" if limit else "the validation split"
     return Table(
         title="At the end of training", header=(what, unit, "low", "high", "parameters", "seeds"), rows=tuple(rows),
         caption=f"Means over seeds with their 95 % interval, on {scored}. The interval says what another seed would do, not "

@@ -91,6 +91,8 @@ class Setting:
     """Of the arithmetic."""
     threads: int | None = None
     """CPU threads of a run."""
+    looks: int = 1
+    """How often its claims were judged, this setting included: 2 after an earlier one with fewer steps or seeds."""
     cuts: str = ""
     """What was cut against the paper."""
 
@@ -141,7 +143,7 @@ SETTINGS: dict[Scale, Setting] = {
                            axial_dims=(32, 96)),
         data=ByteCorpusConfig(path="books.zip", length=2048), optimizer=_CPU_OPTIMIZER, steps=3000, batch_size=1,
         eval_points=10, eval_limit=64, eval_batch_size=4, seeds=(0, 1, 2), paired_seeds=tuple(range(5)), rounds=(1, 2, 4, 8),
-        reformer_rounds=2, depths=(2, 4, 8), local_layers=True, precision="bf16", threads=1,
+        reformer_rounds=2, depths=(2, 4, 8), local_layers=True, precision="bf16", threads=1, looks=2,
         cuts="The model is 8 times narrower with 2 heads of 64 instead of 8 of 128, the sequences 2,048 bytes instead of "
         "65,536 in chunks of 32 instead of 128, the training 3,000 steps of one sequence in bf16 instead of 60,000 of "
         "8; 1 to 8 hash rounds instead of 2 to 16, 2 to 8 layers instead of 3 to 24; Adam instead of Adafactor; no "
@@ -206,14 +208,25 @@ def text_of(config: Mapping[str, Any]) -> str:
     return f", on {PurePath(path).name}{about}"
 
 
+def with_local_layers(setting: Setting, changes: dict[str, Any]) -> dict[str, Any]:
+    """Return the changes that make an arm's model: where the setting has local layers, with one before each of its own kind."""
+    if not setting.local_layers:
+        return changes
+    return {**changes, "attention": tuple(layer for kind in changes["attention"] for layer in ("local", kind))}
+
+
+def looks_at(results: ExperimentResults, setting: Setting) -> int:
+    """Return the setting's looks, 1 for results that another setting left or that are of another text. Raises MissingResult."""
+    return setting.looks if recorded_config(results)["steps"] == setting.steps and not results.corpus else 1
+
+
 def language_model_arms(setting: Setting, name: str, changes: dict[str, Any],
                         evaluations: tuple[Evaluation, ...] = (Evaluation(),), *, paired: bool = False) -> tuple[Arm, ...]:
     """Return one arm for each seed of the setting: its model with `changes`, which name the kinds of attention.
 
     `paired`: for each of its paired seeds.
     """
-    if setting.local_layers:
-        changes = {**changes, "attention": tuple(layer for kind in changes["attention"] for layer in ("local", kind))}
+    changes = with_local_layers(setting, changes)
     return tuple(
         Arm(name=name, run=RunConfig(
             model=setting.model.replace(**changes), data=setting.data, optimizer=setting.optimizer, steps=setting.steps,
@@ -249,7 +262,7 @@ def judge_not_worse(results: ExperimentResults, experiment: str, claim: Claim, s
     """
     harm = paired_difference(results, arm, baseline)
     words = setting.subject + summary.format(f"{signed(harm)} {setting.unit}")
-    return verdict(results, experiment, claim, below(harm, MARGIN_BITS), words, estimate=harm,
+    return verdict(results, experiment, claim, below(harm, MARGIN_BITS), words, estimate=harm, looks=looks_at(results, setting),
                    unit=f"{setting.unit} above {baseline} after {recorded_config(results)['steps']:,} steps")
 
 

@@ -180,7 +180,14 @@ def _judge_chunk(results: ExperimentResults) -> Verdict:
     if difference is not None:
         words += f"; loss and gradients differ by {difference:.0e} at most"
     return verdict(results, "memory", C3, together(same, saving), words, estimate=estimate, n=1,
-                   unit="% of the activations of the whole sequence at once" if estimate else "", sampling="deterministic")
+                   unit=f"% of the activations of the whole sequence at once, d_ff {_times_wider(results)} times d_model"
+                   if estimate else "", sampling="deterministic")
+
+
+def _times_wider(results: ExperimentResults) -> int:
+    """Return how many times wider than the model the feed-forward layer is where its chunk varies; in the paper 4 times."""
+    setting = SETTINGS[check_scale(results.scale)]
+    return setting.d_ff // setting.model.d_model
 
 
 def _out_of_memory(results: ExperimentResults) -> bool:
@@ -248,7 +255,9 @@ def show(results: ExperimentResults) -> Section:
         raise MissingResult("nothing was measured")
     text = [f"d_model {setting.model.d_model}, {setting.model.num_heads} heads x {setting.model.d_head}, LSH-"
             f"{setting.model.num_hashes}, chunk {setting.model.chunk_length}, batch 1, {setting.precision}. Peak of a "
-            "training step minus parameters, gradients and optimiser states; each point in a process of its own."]
+            "training step minus parameters, gradients and optimiser states; each point in a process of its own. Where the "
+            f"feed-forward chunk varies, attention is local and d_ff is {setting.d_ff:,}, {_times_wider(results)} "
+            "times d_model (the paper: 4 times), so that the feed-forward layer is what fills the memory."]
     for name in (LENGTH_LSH, LENGTH_FULL):
         if results.of(name) and (exponent := growth(results, name)) is not None:
             text.append(f"{name}: activations grow as L^{exponent.value:.2f} (1 is linear). "

@@ -17,13 +17,15 @@ from reformer_lab.experiments.claim import (
     check_scale,
 )
 from reformer_lab.experiments.claims import C1, C8
-from reformer_lab.experiments.judging import above, below, signed, together, verdict
+from reformer_lab.experiments.judging import above, below, by_contender, signed, together, verdict
 from reformer_lab.models.config import ReformerConfig
 from reformer_lab.reporting.records import MissingResult
 from reformer_lab.reporting.section import Figure, Section, Series, Table
 from reformer_lab.reporting.statistics import Estimate, mean_interval, slope
 
 FULL = "full attention"
+MEASUREMENT = "a step at every length"
+"""The one arm: all contenders in turn."""
 FLAT = 0.15
 """Exponent of time over length, at a fixed number of tokens, up to which time counts as flat: 11 % a doubling."""
 QUADRATIC_PART = 0.3
@@ -41,11 +43,11 @@ class Setting:
     tokens: int
     """Tokens of a batch, at every length."""
     rounds: tuple[int, ...]
-    """Hash rounds of the LSH arms."""
+    """Hash rounds of LSH attention."""
     repeats: int
-    """Times that each point is measured."""
+    """Rounds in which all take turns."""
     model: ReformerConfig
-    """One layer; the arms change its attention."""
+    """One layer; the contenders change its attention."""
     device: str
     """"cpu", or "auto": CUDA where there is one."""
     precision: str = "fp32"
@@ -82,25 +84,31 @@ SETTINGS: dict[Scale, Setting] = {
 }
 
 
+def contenders(scale: Scale) -> dict[str, dict[str, Any]]:
+    """Return the model fields that make full attention, and LSH attention with each number of rounds, by name."""
+    lsh = {f"LSH-{rounds}": {"attention": ("lsh",), "num_hashes": rounds} for rounds in SETTINGS[scale].rounds}
+    return {FULL: {"attention": ("full",), "shared_qk": False}, **lsh}
+
+
 def arms(scale: Scale) -> tuple[Arm, ...]:
-    """Return full attention and LSH attention with each number of rounds."""
+    """Return one measurement of all contenders at all lengths, in turn: a slow minute of the machine falls on all of them."""
     setting = SETTINGS[scale]
-    kinds: dict[str, dict[str, Any]] = {FULL: {"attention": ("full",), "shared_qk": False}}
-    kinds |= {f"LSH-{rounds}": {"attention": ("lsh",), "num_hashes": rounds} for rounds in setting.rounds}
-    points = [{"length": length, "batch_size": setting.tokens // length} for length in setting.lengths]
-    return tuple(
-        Arm(name=name, run=MeasurementConfig(kind="speed", parameters={
-            "model": setting.model.replace(max_length=max(setting.lengths), reversible=False, **changes).to_dict(),
-            "points": points, "rounds": setting.repeats, "device": setting.device, "precision": setting.precision,
-            "max_seconds": 120,
-        }))
-        for name, changes in kinds.items()
-    )
+    points = [{"length": length, "batch_size": setting.tokens // length, **changes}
+              for length in setting.lengths for changes in contenders(scale).values()]
+    return (Arm(name=MEASUREMENT, run=MeasurementConfig(kind="speed", parameters={
+        "model": setting.model.replace(max_length=max(setting.lengths), reversible=False).to_dict(), "points": points,
+        "rounds": setting.repeats, "device": setting.device, "precision": setting.precision, "max_seconds": 120,
+    })),)
+
+
+def measured(results: ExperimentResults) -> dict[str, list[Mapping[str, Any]]]:
+    """Return the measurement's events by contender, one for each length."""
+    return by_contender(results, MEASUREMENT, contenders(check_scale(results.scale)))
 
 
 def times(results: ExperimentResults, name: str) -> dict[int, list[float]]:
-    """Return the seconds of each repeat by length, of the points that finished. Raises MissingResult without two."""
-    events = results.require(name)[0].measurements
+    """Return the seconds of each round by length, of the points that finished. Raises MissingResult without two."""
+    events = measured(results)[name]
     found = {int(event["length"]): list(event["seconds"]) for event in events if event["status"] == "finished"}
     if len(found) < 2:
         raise MissingResult(f"{name}: fewer than two lengths could be measured")
@@ -122,27 +130,29 @@ def speedup(results: ExperimentResults, name: str) -> tuple[int, Estimate] | Non
     if not common:
         return None
     length = common[-1]
-    return length, ratio_of_medians(full[length], other[length])
+    return length, ratio_of_medians(list(zip(full[length], other[length], strict=True)))
 
 
-def ratio_of_medians(values: Sequence[float], baseline: Sequence[float]) -> Estimate:
-    """Return median(values) / median(baseline) with its 95 % bootstrap interval.
+def ratio_of_medians(pairs: Sequence[tuple[float, float]]) -> Estimate:
+    """Return the ratio of the medians of the first and of the second values, with its 95 % bootstrap interval over rounds.
 
-    The two are resampled independently: repeats in two processes are no pairs. One repeat alone has no interval.
+    `pairs`: the seconds of two contenders, round by round. One round alone has no interval.
     """
-    value, n = median(values) / median(baseline), min(len(values), len(baseline))
-    if n == 1:
-        return Estimate(value=value)
+    def ratio(chosen: Sequence[tuple[float, float]]) -> float:
+        return median(value for value, _ in chosen) / median(baseline for _, baseline in chosen)
+
+    if len(pairs) == 1:
+        return Estimate(value=ratio(pairs))
     generator = random.Random(0)
-    ratios = sorted(median(generator.choices(values, k=len(values))) / median(generator.choices(baseline, k=len(baseline)))
-                    for _ in range(_RESAMPLES))
+    ratios = sorted(ratio(generator.choices(pairs, k=len(pairs))) for _ in range(_RESAMPLES))
     tail = _RESAMPLES // 40
-    return Estimate(value=value, low=ratios[tail], high=ratios[-tail - 1], n=n)
+    return Estimate(value=ratio(pairs), low=ratios[tail], high=ratios[-tail - 1], n=len(pairs))
 
 
 def judge(results: ExperimentResults) -> tuple[Verdict, ...]:
     """Judge C8 by the exponents, C1 by the exponent for one sequence and by the speed at the longest length."""
-    lsh = [name for name in results.names if name != FULL]
+    results.require(MEASUREMENT)
+    lsh = [name for name in contenders(check_scale(results.scale)) if name != FULL]
     full = exponent(times(results, FULL))
     slopes = {name: exponent(times(results, name)) for name in lsh}
     steepest = max(slopes, key=lambda name: slopes[name].value)
@@ -162,9 +172,10 @@ def judge(results: ExperimentResults) -> tuple[Verdict, ...]:
         holds = together(below(one_sequence, 1 + FLAT), above(ratio, 1.0))
         summary = (f"time of one sequence grows as L^{one_sequence.value:.2f} ({steepest}), full attention "
                    f"L^{1 + full.value:.2f}; at {length:,} tokens {lsh[0]} is {_factor(ratio)} times as fast as full "
-                   "(interval: bootstrap of the medians)")
+                   "(interval: bootstrap over rounds)")
         found.append(verdict(results, "speed", C1, holds, summary, estimate=one_sequence,
-                             unit=f"exponent of time over length for one sequence, {steepest}", sampling="repeats"))
+                             unit="exponent of time over length for one sequence of the same batches (C8's plus 1), "
+                             f"{steepest}", sampling="repeats"))
     return tuple(found)
 
 
@@ -177,16 +188,16 @@ def show(results: ExperimentResults) -> Section:
     """Show seconds a step against length, and the table behind it."""
     setting = SETTINGS[check_scale(results.scale)]
     series, rows, device = [], [], ""
-    for name in results.names:
-        for record in results.of(name)[:1]:
-            events = record.measurements
-            done = [event for event in events if event["status"] == "finished"]
-            device = f"{events[0]['device_name']}, {events[0]['threads']} threads" if events else device
-            if done:
-                series.append(Series(label=name, x=[event["length"] for event in done], y=[event["median"] for event in done],
-                                     low=[event["low"] for event in done], high=[event["high"] for event in done]))
-            cells = {event["length"]: event["median"] if event["status"] == "finished" else event["status"] for event in events}
-            rows.append((name, *(cells.get(length) for length in setting.lengths)))
+    for name, events in measured(results).items():
+        if not events:
+            continue
+        done = [event for event in events if event["status"] == "finished"]
+        device = f"{events[0]['device_name']}, {events[0]['threads']} threads"
+        if done:
+            series.append(Series(label=name, x=[event["length"] for event in done], y=[event["median"] for event in done],
+                                 low=[event["low"] for event in done], high=[event["high"] for event in done]))
+        cells = {event["length"]: event["median"] if event["status"] == "finished" else event["status"] for event in events}
+        rows.append((name, *(cells.get(length) for length in setting.lengths)))
     if not rows:
         raise MissingResult("nothing was measured")
     return Section(
@@ -196,7 +207,8 @@ def show(results: ExperimentResults) -> Section:
               "scaled_dot_product_attention, which the paper did not have: it is faster, and linear in memory.",),
         figures=(Figure(title="Seconds a step at a fixed number of tokens", x_label="length (tokens)", y_label="seconds a step",
                         series=tuple(series), log_x=True, log_y=True,
-                        caption=f"Median of {setting.repeats} rounds, band from the 20th to the 80th percentile."),),
+                        caption=f"Median of {setting.repeats} rounds in which all took turns, band from the 20th to the 80th "
+                        "percentile."),),
         tables=(Table(title="Median seconds a step", header=("attention", *(f"{length:,}" for length in setting.lengths)),
                       rows=tuple(rows)),),
     )
@@ -210,11 +222,11 @@ EXPERIMENT = Experiment(
     criterion="The exponent of time over length at a fixed number of tokens is the slope of log time over log length, one "
     f"slope for each round of measurements. C8 is supported if it is below {FLAT} for LSH attention with every number of "
     f"rounds and above {QUADRATIC_PART} for full attention, both by the whole 95 % interval; contradicted if one interval is "
-    f"wholly on the wrong side. C1 is supported if the time of one sequence grows with an exponent below {1 + FLAT} (linear "
-    "up to logarithms) and LSH attention with the fewest rounds is faster than full attention at the greatest length that "
-    "both can do (ratio of the medians), both by the whole 95 % interval; contradicted if the exponent's whole interval is "
-    "above that, or LSH attention is slower there by the whole interval: torch's full attention is faster than the "
-    "one that the paper had.",
+    "wholly on the wrong side. C1 is supported if the time of one sequence (its share of the same batches: the exponent is "
+    f"C8's plus 1) grows with an exponent below {1 + FLAT} (linear up to logarithms) and LSH attention with the fewest rounds "
+    "is faster than full attention at the greatest length that both can do (ratio of the medians), both by the whole 95 % "
+    "interval; contradicted if the exponent's whole interval is above that, or LSH attention is slower there by the whole "
+    "interval: torch's full attention is faster than the one that the paper had.",
     arms=arms,
     judge=judge,
     show=show,

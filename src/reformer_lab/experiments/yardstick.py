@@ -4,7 +4,6 @@ The paper's yardstick was attention that holds L x L scores. torch's scaled_dot_
 paper is judged here: the chapter says from which length on LSH attention wins, and by how much.
 """
 
-import json
 import math
 import random
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ from typing import Any
 
 from reformer_lab.experiments import hash_rounds, ladder, reversible, shared_qk
 from reformer_lab.experiments.claim import Arm, Experiment, ExperimentResults, MeasurementConfig, Scale, check_scale
-from reformer_lab.experiments.judging import learning_curves, mean_of, paired_difference, seeds_of, signed
+from reformer_lab.experiments.judging import by_contender, learning_curves, mean_of, paired_difference, seeds_of, signed
 from reformer_lab.reporting.records import MissingResult, Record
 from reformer_lab.reporting.section import Figure, Section, Series, Table
 from reformer_lab.reporting.statistics import Estimate, mean_interval
@@ -63,10 +62,11 @@ SETTINGS: dict[Scale, Setting] = {
 
 
 def contenders(scale: Scale) -> dict[str, dict[str, Any]]:
-    """Return the fields of the ladder's model that make each contender, by name."""
-    rounds = ladder.SETTINGS[scale].rounds
-    return {EXACT: ladder.TRANSFORMER, EXACT_REVERSIBLE: ladder.REVERSIBLE,
-            **{ladder.lsh_name(number): ladder.lsh(number) for number in rounds}}
+    """Return the fields of the ladder's model that make each contender, by name: in trainings and measurements alike."""
+    setting = ladder.SETTINGS[scale]
+    found = {EXACT: ladder.TRANSFORMER, EXACT_REVERSIBLE: ladder.REVERSIBLE,
+             **{ladder.lsh_name(number): ladder.lsh(number) for number in setting.rounds}}
+    return {name: ladder.with_local_layers(setting, changes) for name, changes in found.items()}
 
 
 def seconds_name(length: int) -> str:
@@ -117,13 +117,8 @@ def trainings(scale: Scale) -> tuple[Arm, ...]:
 
 def measured(results: ExperimentResults, name: str) -> dict[str, Mapping[str, Any]]:
     """Return a measurement's events by contender, whatever their status; none where it is not finished."""
-    names = {_key(changes): contender for contender, changes in contenders(check_scale(results.scale)).items()}
-    events = [event for record in results.of(name)[:1] for event in record.measurements]
-    return {names[_key(event["model"])]: event for event in events if _key(event["model"]) in names}
-
-
-def _key(changes: Mapping[str, Any]) -> str:
-    return json.dumps(changes, sort_keys=True)  # a tuple comes back from a file as a list
+    found = by_contender(results, name, contenders(check_scale(results.scale)))
+    return {contender: events[0] for contender, events in found.items() if events}
 
 
 def seconds_of(results: ExperimentResults, name: str) -> dict[str, list[float]]:
@@ -253,7 +248,8 @@ def show(results: ExperimentResults) -> Section:
     model = language.model
     opening = (
         f"A training step (forward and backward) of the language model that the trainings use: {model.num_layers} layers, "
-        f"d_model {model.d_model}, d_ff {model.d_ff}, {model.num_heads} heads x {model.d_head}, chunk {model.chunk_length}, "
+        f"{'every other one local, ' if language.local_layers else ''}d_model {model.d_model}, d_ff {model.d_ff}, "
+        f"{model.num_heads} heads x {model.d_head}, chunk {model.chunk_length}, "
         f"{setting.tokens:,} tokens a batch, {language.precision}{device}. It is that model, not the one layer that the "
         "chapter on speed measures, because its quality is known. Exact attention is a regular Transformer with separate "
         "queries and keys on torch's scaled_dot_product_attention, causal, activations stored: the fused kernel, which never "
@@ -273,14 +269,21 @@ def show(results: ExperimentResults) -> Section:
                    "states."),
             Figure(title="Quality against training time", x_label="seconds of training", y_label="validation bits per byte",
                    series=curves, caption="Seconds are steps times the median seconds of a step, measured alone, all in turn: "
-                   "the trainings themselves shared the machine. The optimiser, the same for all, is not counted."),
+                   f"the trainings themselves shared the machine{_threads(results)}. The optimiser, the same for all, is not "
+                   "counted."),
         ),
         tables=(
             _table("Median seconds a step", names, seconds, "median", 1.0),
             _table("MB of activations", names, memory, "activation_bytes", 1e-6),
-            _quality_table(results, names),
+            *((_quality_table(results, names),) if any(results.of(name) for name in names) else ()),
         ),
     )
+
+
+def _threads(results: ExperimentResults) -> str:
+    """Say on how many threads a step of the trainings was timed: ", 2 threads a step"; "" before it was."""
+    threads = next((event["threads"] for event in measured(results, STEP).values()), None)
+    return "" if threads is None else f", here {threads} thread{'s' if threads > 1 else ''} computed a step"
 
 
 def _line(name: str, found: Mapping[int, Mapping[str, Mapping[str, Any]]], key: str, unit: float, *,

@@ -5,6 +5,7 @@
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -130,11 +131,7 @@ def _chapter(experiment: Experiment, suite: Suite, results: ExperimentResults, r
         section = Section(text=(f"Nothing is drawn: {not_understood(error)}.",))
     runs = tuple(_run_row(arm.id, arm.name, arm.seed, results.records.get(arm.id)) for arm in results.arms)
     seconds = [results.records[arm.id].seconds or 0.0 for arm in results.arms if arm.id in results.records]
-    declared = {arm.on_corpus(suite.corpus).id for arm in experiment.arms(check_scale(suite.scale))}
-    if not {arm.id for arm in results.arms} <= declared:
-        note = ("These runs were made with other settings than this version declares at this scale: where text and tables "
-                "differ, the tables are right.")
-        section = replace(section, text=(note, *section.text))
+    section = replace(section, text=(*_of_another_declaration(experiment, suite, results), *section.text))
     return Chapter(
         experiment=experiment,
         cuts=experiment.cuts(check_scale(suite.scale)),
@@ -147,6 +144,18 @@ def _chapter(experiment: Experiment, suite: Suite, results: ExperimentResults, r
         unfinished=tuple(row for row in runs if row.state != "finished"),
         time=duration_text(sum(seconds) if seconds else None),
     )
+
+
+def _of_another_declaration(experiment: Experiment, suite: Suite, results: ExperimentResults) -> tuple[str, ...]:
+    """Say that the suite's runs are not those that this version declares; nothing where they are."""
+    declared = {arm.on_corpus(suite.corpus).id: arm.name for arm in experiment.arms(check_scale(suite.scale))}
+    recorded = {arm.id for arm in results.arms}
+    if not recorded <= set(declared):
+        return ("These runs were made with other settings than this version declares at this scale: where text and tables "
+                "differ, the tables are right.",)
+    absent = Counter(name for arm, name in declared.items() if arm not in recorded)
+    return (f"This suite holds {len(recorded)} of the {len(declared)} runs that this version declares here. Not part of it: "
+            f"{', '.join(f'{name} ({count})' for name, count in absent.items())}.",) if absent else ()
 
 
 def _drawings(experiment: str, section: Section) -> list[Drawing]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from reformer_lab.data import enwik8
+from reformer_lab.data.config import ByteCorpusConfig
 from reformer_lab.experiments.claim import Arm, Experiment, MeasurementConfig, Scale
 from reformer_lab.folders import find_data
 from reformer_lab.reporting.records import ArmEntry
@@ -52,6 +53,12 @@ class Plan:
                 if not data_is_here(path):
                     found.setdefault(path, []).append(name)
         return {path: tuple(names) for path, names in found.items()}
+
+    @property
+    def texts(self) -> frozenset[str]:
+        """Names of the data that are texts: another may be read in their place."""
+        found = (getattr(arm.run, "data", None) for arm in self.arms.values())
+        return frozenset(data.path for data in found if isinstance(data, ByteCorpusConfig) and data.path)
 
     @property
     def measurements(self) -> tuple[Arm, ...]:

@@ -19,8 +19,8 @@ TEMPORARY = ".tmp-"
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn the system's refusal to write into a `UserError` that names the path and the reason."""
+def writing(path: Path, remedy: str = "choose another folder with --output") -> Iterator[None]:
+    """Turn the system's refusal to write into a `UserError` that names the path, the reason and, but for room, the remedy."""
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
@@ -28,8 +28,8 @@ def writing(path: Path) -> Iterator[None]:
         if number is None:
             raise
         full = number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        remedy = "make room there and call again" if full else "choose another folder with --output"
-        raise UserError(f"cannot write {path}: {os.strerror(number)}; {remedy}") from error
+        raise UserError(f"cannot write {path}: {os.strerror(number)}; "
+                        + ("make room there and call again" if full else remedy)) from error
 
 
 def _refusal(error: Exception) -> int | None:
