@@ -10,7 +10,7 @@ from torch.nn import functional
 from reformer_lab.data.config import ByteCorpusConfig, DuplicationConfig
 from reformer_lab.data.dataset import Batch, Dataset, open_dataset
 from reformer_lab.errors import UserError
-from reformer_lab.evaluation.evaluate import evaluate, split_sizes
+from reformer_lab.evaluation.evaluate import autocast, evaluate, split_sizes
 from reformer_lab.evaluation.metrics import Metrics
 from reformer_lab.models.config import ReformerConfig
 from reformer_lab.models.language_model import ReformerLM
@@ -105,3 +105,10 @@ def test_split_sizes(corpus: Dataset) -> None:
     assert split_sizes(corpus) == {"train": 5000 - 229 - 64, "validation": 229, "test": 64}
     assert split_sizes(corpus, limit=3) == {"train": 96, "validation": 96, "test": 64}
     assert split_sizes(open_dataset(DuplicationConfig(length=16), seed=0)) == {}
+
+
+def test_a_precision_that_does_not_exist_is_named() -> None:
+    """It computed in fp32 without a word."""
+    for name in ("bfloat16", "fp16"):
+        with pytest.raises(UserError, match=f"precision='{name}': must be fp32 or bf16"):
+            autocast(torch.device("cpu"), name)

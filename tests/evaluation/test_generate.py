@@ -207,6 +207,8 @@ def test_stopping_early_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         ([[3]], {"num_beams": 2, "greedy": True}, "num_beams=2"),
         ([[3]], {"end_token": 13}, r"end_token=13.*0\.\.12"),
         ([[3]], {"num_hashes": 0}, "num_hashes=0"),
+        ("It was", {}, "prompts 'It was': expected a list of prompts"),
+        ([70, 71], {}, r"prompts '\[70, 71\]': expected a list of prompts"),
     ],
     ids=str,
 )  # fmt: skip

@@ -8,6 +8,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from reformer_lab.layers.attention import FullSelfAttention, LocalSelfAttention, LSHSelfAttention, SelfAttention
+from reformer_lab.layers.blocks import PreNorm, ReversibleStack, TransformerLayer
+from reformer_lab.layers.feed_forward import ChunkedFeedForward
 from reformer_lab.layers.initialization import initialize
 from reformer_lab.ops import full_attention, local_attention, lsh_attention, shared_qk_attention
 from reformer_lab.ops.random import Draws
@@ -139,3 +141,56 @@ def test_layers_with_other_seeds_draw_other_rotations() -> None:
     same, again, other = (layer(x) for layer in layers)
     assert torch.equal(same, again)
     assert not torch.equal(same, other)
+
+
+def test_layers_with_other_seeds_draw_other_rotations_in_evaluation_too() -> None:
+    x = torch.randn(1, 50, 32, generator=torch.Generator().manual_seed(0))
+    layers = [LSHSelfAttention(32, 2, 16, num_hashes=1, chunk_length=8, seed=seed).eval() for seed in (0, 0, 1)]
+    for layer in layers:
+        initialize(layer, 0)
+    same, again, other = (layer(x) for layer in layers)
+    assert torch.equal(same, again)
+    assert not torch.equal(same, other)
+    assert torch.equal(layers[2](x), other)
+
+
+def stack_of(seed: int = 0, streams: int = 2) -> ReversibleStack:
+    layers = [TransformerLayer(PreNorm(LSHSelfAttention(32, 2, 16, num_hashes=1, chunk_length=8), 32),
+                               PreNorm(ChunkedFeedForward(32, 64, dropout=0.2), 32, dropout=0.2)) for _ in range(2)]
+    stack = ReversibleStack(layers, streams=streams, seed=seed)
+    initialize(stack, 0)
+    return stack
+
+
+@pytest.mark.parametrize("streams", [1, 2])
+def test_a_stack_of_ones_own_draws_anew_at_each_call_in_training(streams: int) -> None:
+    """As its layers do when they are called alone, the same sequence of draws for the same seed."""
+    x = torch.randn(2, 50, 32, generator=torch.Generator().manual_seed(0))
+    stack, twin, other = (stack_of(seed, streams) for seed in (0, 0, 1))
+    first, second = stack(x), stack(x)
+    assert not torch.equal(first, second)
+    assert torch.equal(twin(x), first)
+    assert torch.equal(twin(x), second)
+    assert not torch.equal(other(x), first)
+    assert torch.equal(stack(x, seed=7), twin(x, seed=7))
+
+
+@pytest.mark.parametrize("streams", [1, 2])
+def test_a_stack_of_ones_own_in_evaluation_is_the_same_for_every_place_in_the_batch(streams: int) -> None:
+    stack = stack_of(streams=streams).eval()
+    x = torch.randn(1, 50, 32, generator=torch.Generator().manual_seed(0)).expand(3, -1, -1)
+    y = stack(x)
+    assert torch.equal(y, stack(x))
+    torch.testing.assert_close(y[1:], y[:2])
+
+
+def test_gradients_of_a_stack_of_ones_own_are_those_of_its_twin_that_stores() -> None:
+    x = torch.randn(2, 50, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    gradients = []
+    for reversible in (True, False):
+        stack = stack_of().double()
+        stack.reversible = reversible
+        stack(x).square().sum().backward()
+        gradients.append([parameter.grad for parameter in stack.parameters()])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)

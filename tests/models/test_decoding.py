@@ -105,6 +105,7 @@ def test_with_chunks_the_prompt_is_read_as_a_whole_and_the_rest_follows_the_text
         ({"attention": ("local",), "local_chunks_before": 2}, True),
         ({"attention": ("local",), "local_chunks_before": 2, **NUMERICS["huggingface"]}, False),
         ({"attention": ("local",), "local_chunks_after": 1, **NUMERICS["huggingface"]}, False),
+        ({"attention": ("local", "full"), "local_chunks_before": 0, "local_chunks_after": 1, **NUMERICS["huggingface"]}, False),
     ],
     ids=str,
 )  # fmt: skip
@@ -162,3 +163,14 @@ def test_what_cannot_be_continued_is_named() -> None:
         model.step(tokens[:, 39], cache)
     with pytest.raises(UserError, match=r"token -1 is not in"):
         model.step(torch.tensor([3, -1]), model.start(tokens[:, :5])[1])
+
+
+def test_a_step_asks_for_one_token_of_each_text_and_changes_nothing_before() -> None:
+    model, tokens = model_of(), tokens_of(3, 9)
+    _, cache = model.start(tokens)
+    for wrong in (tokens[:1, 0], tokens[:, :1]):
+        with pytest.raises(UserError, match=r"expected \(3,\), one for each text"):
+            model.step(wrong, cache)
+    assert (cache.lengths.tolist(), cache.longest) == ([9, 9, 9], 9)
+    _, again = model.start(tokens)
+    assert torch.equal(model.step(tokens[:, 0], cache), model.step(tokens[:, 0], again))

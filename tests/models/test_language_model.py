@@ -292,6 +292,11 @@ class TestInitialisation:
         (r"token -1 is not in 0\.\.", {"tokens": torch.tensor([[-1, 1]])}),
         (r"targets of shape \(2, 4\)", {"targets": torch.zeros(2, 4, dtype=torch.long)}),
         (r"key_padding_mask of shape \(2, 6\)", {"key_padding_mask": torch.zeros(2, 6, dtype=torch.bool)}),
+        (r"key_padding_mask of torch.int64.*mask == 0", {"key_padding_mask": torch.ones(2, 5, dtype=torch.long)}),
+        (r"tokens of torch.int32: expected torch.int64", {"tokens": torch.ones(2, 5, dtype=torch.int32)}),
+        (r"targets of torch.float32", {"targets": torch.ones(2, 5)}),
+        (r"target -1 is not in 0.*-100: not counted", {"targets": torch.full((2, 5), -1)}),
+        (r"target 999 is not in 0", {"targets": torch.full((2, 5), 999)}),
     ],
 )
 def test_errors_name_the_value(named: str, call: dict[str, Any]) -> None:
@@ -319,3 +324,12 @@ def test_shifted_targets_are_shifted_inputs_without_the_start() -> None:
     chunked = other.with_config(loss_chunk_length=6)(begun, targets=begun)
     torch.testing.assert_close(chunked.loss, expected.loss)
     assert other.align(begun)[:, :-1].equal(tokens)
+
+
+def test_a_default_device_changes_no_parameter() -> None:
+    """As of `torch.set_default_device("cuda")`: values are drawn on the host, by generators of the host."""
+    usual = ReformerLM(config_of(), seed=3)
+    with torch.device("meta"):
+        other = ReformerLM(config_of(), seed=3)
+    for name, value in usual.state_dict().items():
+        assert torch.equal(other.state_dict()[name], value), name

@@ -2,6 +2,7 @@
 
 import math
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from reformer_lab.errors import UserError
-from reformer_lab.ops import full_attention, shared_qk_attention
+from reformer_lab.ops import full_attention, local_attention, lsh_attention, shared_qk_attention
+from reformer_lab.ops.local_attention.wrapped import wrapped_local_attention
 from reformer_lab.ops.random import draw_seed, keep_pairs
 
 
@@ -217,3 +219,23 @@ def test_weights_of_one() -> None:
 def test_errors_name_the_value(message: str, options: dict[str, str]) -> None:
     with pytest.raises(UserError, match=message):
         shared_qk_attention(vectors(1, 1, 4, 2), vectors(1, 1, 4, 2), **options)
+
+
+@pytest.mark.parametrize("attend", [
+    lambda q, v, **options: full_attention(q, q, v, **options), shared_qk_attention,
+    lambda q, v, **options: local_attention(q, q, v, **options),
+    lambda q, v, **options: wrapped_local_attention(q, q, v, **options),
+    lambda q, v, **options: lsh_attention(q, v, **options),
+], ids=["full", "shared QK", "local", "wrapped", "LSH"])
+def test_every_attention_names_what_it_cannot_take(attend: Callable[..., object]) -> None:
+    q = torch.zeros(2, 3, 5, 4)
+    for v, options, message in (
+        (q[0], {}, r"v \(3, 5, 4\): expected \(batch, heads, length, width\)"), (q[:, :, :4], {}, "alike but for the width"),
+        (q.double(), {}, "v is torch.float64 on cpu: all must have one floating-point type"),
+        (q[..., :0], {}, "every size, the length too, must be at least 1"),
+        (q, {"key_padding_mask": torch.zeros(2, 4, dtype=torch.bool)}, r"key_padding_mask of shape \(2, 4\)"),
+        (q, {"key_padding_mask": torch.zeros(2, 5)}, r"torch.float32: expected \(2, 5\), torch.bool, True = padding"),
+        (q, {"dropout_p": 1.0}, r"dropout_p=1.0: must be in \[0, 1\)"),
+    ):
+        with pytest.raises(UserError, match=message):
+            attend(q, v, **options)

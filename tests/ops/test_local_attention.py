@@ -207,7 +207,7 @@ def test_dropout_repeats_with_its_generator_and_leaves_the_global_one_alone() ->
         ("backend='fast': must be auto or one of torch, native", {"backend": "fast"}),
         ("dropout_p=1.0", {"dropout_p": 1.0}),
         (r"k \(1, 1, 4, 2\)", {"k": vectors(1, 1, 4, 2)}),
-        ("v torch.float32", {"v": vectors(1, 1, 5, 2).float()}),
+        ("v is torch.float32", {"v": vectors(1, 1, 5, 2).float()}),
         (r"key_padding_mask of shape \(5,\), torch.bool: expected \(1, 5\)", {"key_padding_mask": torch.ones(5).bool()}),
     ],
 )

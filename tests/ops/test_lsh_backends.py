@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from brute_force import padding_mask, random_buckets, usable, vectors
+from brute_force import DEVICE, padding_mask, random_buckets, usable, vectors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -189,3 +189,37 @@ def test_gradcheck_of_output_and_logsumexp(backend: str, dropout: float, kind: s
 
     qk, v = vectors(1, 1, 8, 3, seed=1).requires_grad_(), vectors(1, 1, 8, 2, seed=2).requires_grad_()
     assert torch.autograd.gradcheck(function, (qk, v), atol=1e-7)
+
+
+@pytest.mark.parametrize("cross_bucket", [False, True])
+@pytest.mark.parametrize("backend", FAST_BACKENDS)
+def test_windows_wider_than_the_sequence_are_the_sequence(backend: str, cross_bucket: bool) -> None:
+    """Without tiles, or lists of chunks, of that size."""
+    generator = torch.Generator().manual_seed(0)
+    qk, v = (torch.randn(1, 2, 10, 8, generator=generator, dtype=torch.float64).to(DEVICE) for _ in range(2))
+    common = {"num_hashes": 2, "num_buckets": 2, "cross_bucket": cross_bucket, "backend": backend}
+    whole = lsh_attention(qk, v, chunk_length=10, **common).output
+    for wide in ({"chunk_length": 10**9}, {"chunk_length": 3, "chunks_before": 10**12, "chunks_after": 10**12}):
+        torch.testing.assert_close(lsh_attention(qk, v, **wide, **common).output, whole, rtol=0, atol=1e-12)
+
+
+def test_a_chunk_longer_than_the_sequence_on_the_circle() -> None:
+    generator = torch.Generator().manual_seed(0)
+    qk, v = (torch.randn(1, 2, 10, 8, generator=generator, dtype=torch.float64) for _ in range(2))
+    common = {"num_hashes": 3, "num_buckets": 2, "cross_bucket": True, "correct_duplicates": False, "wrap_rounds": True,
+              "backend": "torch"}
+    torch.testing.assert_close(lsh_attention(qk, v, chunk_length=10**9, **common).output,
+                               lsh_attention(qk, v, chunk_length=10, **common).output, rtol=0, atol=1e-12)
+
+
+def test_operators_are_there_on_every_device() -> None:
+    """The backend "torch" needs nothing but torch, so no device may lack the operators that lead to it."""
+    for name in ("lsh_hash", "lsh_attention", "lsh_attention_backward"):
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"reformer_lab::{name}", "CompositeExplicitAutograd")
+
+
+def test_buckets_from_another_device_are_brought_over_and_not_read_where_they_are() -> None:
+    qk = torch.randn(1, 1, 10, 8)
+    buckets = torch.zeros(1, 1, 2, 10, dtype=torch.int64, device="meta")
+    with pytest.raises(NotImplementedError, match="meta"):
+        lsh_attention(qk, qk, num_hashes=2, buckets=buckets)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from tiny_runs import tiny_model, tiny_run, without_times
 
 from reformer_lab.data.config import ByteCorpusConfig
@@ -20,6 +21,7 @@ from reformer_lab.models.language_model import ReformerLM
 from reformer_lab.training import loop
 from reformer_lab.training.config import Evaluation, OptimizerConfig, RunConfig
 from reformer_lab.training.loop import train
+from reformer_lab.training.processes import Processes
 from reformer_lab.training.tracking import Event, read_events
 
 ADAFACTOR = OptimizerConfig(name="adafactor", schedule="warmup_rsqrt", learning_rate=1.0, warmup_steps=4)
@@ -317,3 +319,36 @@ def test_a_full_disk_is_named_and_loses_nothing(tmp_path: Path, limit: int) -> N
     train(tiny_run(), tmp_path / "run")
     train(tiny_run(), tmp_path / "whole")
     assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"evaluations": (Evaluation(name="other", model={"num_layers": 2}),)}, "would need other parameters"),
+    ({"data": ByteCorpusConfig(length=16, test=0), "final_split": "test"}, "the test split of .* is empty"),
+    ({"data": ByteCorpusConfig(length=16, valid=0), "eval_every": None}, "the validation split of .* is empty"),
+    ({"data": ByteCorpusConfig(length=16, valid=0), "evaluations": ()}, "the validation split of .* is empty"),
+])
+def test_what_cannot_be_scored_is_told_before_the_training(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    steps: list[Event] = []
+    config = tiny_run(**{"model": tiny_model(vocab_size=258), **changes})
+    with pytest.raises(UserError, match=message):
+        train(config, tmp_path / "run", lambda event: steps.append(event) if event["event"] == "step" else None)
+    assert steps == []
+    assert not (tmp_path / "run" / "config.json").exists()  # so that the mended call may take the folder
+
+
+def test_a_split_that_nobody_scores_may_be_empty(tmp_path: Path) -> None:
+    config = tiny_run(model=tiny_model(vocab_size=258), data=ByteCorpusConfig(length=16, test=0), steps=1, eval_limit=2)
+    assert train(config, tmp_path / "run")["step"] == 1
+
+
+def test_only_devices_with_operators_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is no CUDA, Accelerate would take Apple's MPS or another device, for which no kernel is registered."""
+    asked: list[bool] = []
+
+    def accelerator(*, mixed_precision: str, cpu: bool) -> Accelerator:
+        asked.append(cpu)
+        return Accelerator(mixed_precision=mixed_precision, cpu=cpu)
+
+    monkeypatch.setattr("reformer_lab.training.processes.Accelerator", accelerator)
+    assert Processes().device.type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert asked == [not torch.cuda.is_available()]

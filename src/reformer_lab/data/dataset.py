@@ -61,7 +61,7 @@ class EpochOrder:
     def _permutation(self, epoch: int) -> np.ndarray:
         if self._kept is None or self._kept[0] != epoch:
             generator = torch.Generator().manual_seed(derive_seed(self.seed, "epoch", epoch))
-            self._kept = epoch, torch.randperm(self.count, generator=generator).numpy()
+            self._kept = epoch, torch.randperm(self.count, generator=generator, device="cpu").numpy()
         return self._kept[1]
 
     def take(self, first: int, how_many: int) -> np.ndarray:

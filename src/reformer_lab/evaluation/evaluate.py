@@ -18,7 +18,12 @@ if TYPE_CHECKING:
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
-    """Return the context in which a model computes: bfloat16 where torch finds it safe, or a context without effect."""
+    """Return the context in which a model computes: bfloat16 where torch finds it safe, or a context without effect.
+
+    A UserError names a precision that is neither "bf16" nor "fp32".
+    """
+    if precision not in ("fp32", "bf16"):
+        raise UserError(f"precision={precision!r}: must be fp32 or bf16")
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
@@ -53,7 +58,7 @@ def evaluate(
     The model computes in eval mode: without dropout, with rotations fixed per layer unless `generator` (CPU) draws
     others. Its mode is restored. `progress` is called after each batch with the scores so far; what it raises ends
     the evaluation. A split that holds no target is a `UserError`. `processes` take turns at the batches, and all return
-    the scores of all of them, added up in the order of the batches: the bits of one process's.
+    the scores of all of them, added up in the order of the batches: without `generator`, the bits of one process's.
     """
     device = next(model.parameters()).device
     tally = Tally()

@@ -181,7 +181,11 @@ def _ready(
         raise UserError(f"length={length}: must be at least 1, the number of new tokens")
     if end_token is not None and not 0 <= end_token < vocab_size:
         raise UserError(f"end_token={end_token}: must be a token of the model, 0..{vocab_size - 1}, or None")
-    prompts = [tuple(int(token) for token in prompt) for prompt in given]
+    try:
+        prompts = [tuple(int(token) for token in prompt) for prompt in given]
+    except (TypeError, ValueError):
+        raise UserError(f"prompts {str(given)[:60]!r}: expected a list of prompts, each of them tokens, such as [[74, 118]]; "
+                        "of a text: [[byte + 2 for byte in text.encode()]]") from None
     if not prompts:
         raise UserError("no prompt: give at least one")
     for number, prompt in enumerate(prompts):

@@ -55,7 +55,7 @@ class Sampling:
     def draw(self, logits: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
         """Return tokens (B,) drawn by one number of each row's generator (on the host)."""
         cumulative = self.probabilities(logits).cumsum(-1)
-        numbers = torch.stack([torch.rand((), generator=generator, dtype=torch.float64) for generator in generators])
+        numbers = torch.stack([torch.rand((), generator=one, dtype=torch.float64, device="cpu") for one in generators])
         # Below 1 by more than rounding, so that the last token of probability 0 is never reached.
         threshold = numbers.clamp(max=1 - 2**-40).to(logits.device)[:, None] * cumulative[:, -1:]
         return torch.searchsorted(cumulative, threshold, right=True)[:, 0]

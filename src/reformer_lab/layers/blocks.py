@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from reformer_lab.layers.attention import ALL_HEADS, LSHSelfAttention, SelfAttention
 from reformer_lab.layers.cache import AttentionCache, cache_of
 from reformer_lab.layers.feed_forward import ChunkedFeedForward
-from reformer_lab.ops.random import Draws, dropout
+from reformer_lab.ops.random import CallSeeds, Draws, dropout
 from reformer_lab.ops.residual import LossInPieces, Residual, ResidualInPieces, ResidualInStages, Stages
 from reformer_lab.ops.reversible import ReversibleLayer, reversible_loss, reversible_stack, stored_stack
 from reformer_lab.seeds import derive_seed
@@ -90,20 +90,28 @@ class ReversibleStack(nn.Module):
     ...     TransformerLayer(PreNorm(LSHSelfAttention(32, 2, 16, chunk_length=8), 32), PreNorm(ChunkedFeedForward(32, 64), 32))
     ...     for _ in range(3)
     ... ])
-    >>> y1, y2 = stack(torch.randn(1, 100, 32), seed=1).chunk(2, dim=-1)
+    >>> y1, y2 = stack(torch.randn(1, 100, 32)).chunk(2, dim=-1)
     >>> y1.shape
     torch.Size([1, 100, 32])
     """
 
-    def __init__(self, layers: Sequence[TransformerLayer], *, reversible: bool = True, streams: int = 2):
+    def __init__(self, layers: Sequence[TransformerLayer], *, reversible: bool = True, streams: int = 2, seed: int = 0):
         super().__init__()
         self.layers: Sequence[TransformerLayer] = nn.ModuleList(layers)  # type: ignore[assignment]
         self.reversible, self.streams = reversible, streams
+        self._call_seeds = CallSeeds(seed)
 
     def forward(
-        self, x: Tensor, key_padding_mask: Tensor | None = None, seed: int = 0, fixed_draws: bool = False
+        self, x: Tensor, key_padding_mask: Tensor | None = None, seed: int | None = None, fixed_draws: bool = False
     ) -> Tensor:
-        """Return (B, L, streams * d_model) for x (B, L, d_model). All random draws follow from `seed`."""
+        """Return (B, L, streams * d_model) for x (B, L, d_model). All random draws follow from `seed`.
+
+        `seed` None: new draws at each call in training, from the stack's `seed`; the same ones at each call in evaluation.
+        `fixed_draws`: those of evaluation, which are the same for all examples.
+        """
+        if seed is None:
+            own = self._call_seeds.draws(fixed=not self.training)
+            seed, fixed_draws = own.seed, own.fixed
         draws = self._draws(seed, fixed_draws)
         if self.streams == 1:
             for layer, (attention_draws, feed_forward_draws) in zip(self.layers, draws, strict=True):

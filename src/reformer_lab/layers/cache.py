@@ -292,7 +292,7 @@ class LSHCache(AttentionCache):
             if seen.device.type == "cpu":
                 most = min(most, int(seen.max()))
             return self._back(bucket_BHR1, rank, seen, most=max(1, most))
-        window = torch.arange((before + 1 + after) * chunk_length, device=counts.device)
+        window = torch.arange(min((before + 1 + after) * chunk_length, self.max_length), device=counts.device)
         places = window_start + window
         ends = torch.minimum((chunk + 1 + after) * chunk_length, position.view(-1, 1, 1, 1) + 1)
         there = (places < ends) & (places != place)

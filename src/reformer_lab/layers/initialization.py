@@ -36,8 +36,8 @@ def initialize(model: nn.Module, seed: int) -> None:
 def _initial_values(parameter: Tensor, normal: bool, fans: int | None, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     if normal:
-        return torch.randn(parameter.shape, generator=generator)
+        return torch.randn(parameter.shape, generator=generator, device="cpu")  # whatever the default device
     if parameter.dim() == 1:
-        return torch.zeros(parameter.shape)
+        return torch.zeros(parameter.shape, device="cpu")
     bound = math.sqrt(6 / (sum(parameter.shape) if fans is None else fans))
-    return torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator)
+    return torch.empty(parameter.shape, device="cpu").uniform_(-bound, bound, generator=generator)

@@ -147,13 +147,13 @@ class ReformerConfig:
             "local_chunk_length",
         )  # fmt: skip
         for name in positive:
-            self._require(_is_whole(getattr(self, name), 1), name, "must be a whole number of at least 1")
+            self._require(is_whole(getattr(self, name), 1), name, "must be a whole number of at least 1")
         self._require(self.num_layers <= MOST_LAYERS, "num_layers", f"must be at most {MOST_LAYERS:,}")
         for name in ("chunks_before", "chunks_after", "local_chunks_before", "local_chunks_after"):
-            self._require(_is_whole(getattr(self, name), 0), name, "must be a whole number, not negative")
+            self._require(is_whole(getattr(self, name), 0), name, "must be a whole number, not negative")
         for name in ("ff_chunk_length", "projection_chunk_length", "heads_at_once", "loss_chunk_length"):
             value = getattr(self, name)
-            self._require(value is None or _is_whole(value, 1), name, "must be a whole number of at least 1, or None")
+            self._require(value is None or is_whole(value, 1), name, "must be a whole number of at least 1, or None")
         for name in ("dropout", "attention_dropout"):
             value = getattr(self, name)
             self._require(isinstance(value, (int, float)) and 0 <= value < 1, name, "must be a number in [0, 1)")
@@ -196,7 +196,7 @@ class ReformerConfig:
         if self.num_buckets is None:
             return
         factors = self.num_buckets if isinstance(self.num_buckets, tuple) else (self.num_buckets,)
-        even = len(factors) >= 1 and all(_is_whole(factor, 2) and factor % 2 == 0 for factor in factors)
+        even = len(factors) >= 1 and all(is_whole(factor, 2) and factor % 2 == 0 for factor in factors)
         self._require(even, "num_buckets", "must be a positive even number, or a tuple of such factors")
 
     def _check_positions(self) -> None:
@@ -208,7 +208,7 @@ class ReformerConfig:
             raise UserError(f"axial_shape={self.axial_shape} and axial_dims={self.axial_dims} must be equally long")
         for name in ("axial_shape", "axial_dims"):
             sides = getattr(self, name)
-            self._require(all(_is_whole(side, 1) for side in sides), name, "must hold whole numbers of at least 1")
+            self._require(all(is_whole(side, 1) for side in sides), name, "must hold whole numbers of at least 1")
         places = math.prod(self.axial_shape)
         self._require(
             places >= self.max_length,
@@ -234,7 +234,7 @@ class ReformerConfig:
         """
         kinds = self.layer_kinds()
         moving = {"lsh"} if self.coverage == "chunk" else set()
-        if self.wrap_around and self.local_chunks_before + self.local_chunks_after > 1:
+        if self.wrap_around and (self.local_chunks_before > 1 or self.local_chunks_after > 0):
             moving.add("local")
         return moving.isdisjoint(kinds[:-1]) and not ("lsh" in kinds and self.num_buckets is None)
 
@@ -262,5 +262,6 @@ class ReformerConfig:
             raise UserError(f"a field of the model's configuration is of the wrong kind ({error}): write it again") from None
 
 
-def _is_whole(value: object, least: int) -> bool:
+def is_whole(value: object, least: int) -> bool:
+    """Whether a field is a whole number, at least `least`."""
     return isinstance(value, int) and value >= least

@@ -204,6 +204,8 @@ class ReformerLM(nn.Module):
                 f"with this token a text has max_length={self.config.max_length} tokens, and none can follow: stop one step "
                 "earlier, or begin again with the end of the text"
             )
+        if tokens.shape != cache.lengths.shape:
+            raise UserError(f"tokens of shape {tuple(tokens.shape)}: expected {tuple(cache.lengths.shape)}, one for each text")
         self._check_tokens(tokens)
         cache.lengths = cache.lengths + 1
         cache.longest += 1
@@ -323,15 +325,23 @@ class ReformerLM(nn.Module):
         for name, other in (("targets", targets), ("key_padding_mask", key_padding_mask)):
             if other is not None and other.shape != tokens.shape:
                 raise UserError(f"{name} of shape {tuple(other.shape)}: expected that of tokens, {tuple(tokens.shape)}")
+        if key_padding_mask is not None and key_padding_mask.dtype != torch.bool:
+            raise UserError(f"key_padding_mask of {key_padding_mask.dtype}: expected torch.bool, True = padding; for an "
+                            "attention mask of transformers, which has 0 there, pass mask == 0")
         self._check_tokens(tokens if key_padding_mask is None else tokens.masked_fill(key_padding_mask, START_TOKEN))
+        if targets is not None:
+            self._check_tokens(targets.masked_fill(targets == IGNORED, START_TOKEN), "target")
 
-    def _check_tokens(self, tokens: Tensor) -> None:
+    def _check_tokens(self, tokens: Tensor, name: str = "token") -> None:
+        if tokens.dtype != torch.int64:
+            raise UserError(f"{name}s of {tokens.dtype}: expected torch.int64, as of {name}s.long()")
         # On another device asking would wait for it; in a graph there is nothing to ask.
         if tokens.numel() and tokens.device.type == "cpu" and not torch.compiler.is_compiling():
             least, most = int(tokens.min()), int(tokens.max())
             if least < 0 or most >= self.config.vocab_size:
                 wrong = least if least < 0 else most
-                raise UserError(f"token {wrong} is not in 0..{self.config.vocab_size - 1}: raise vocab_size or mend the data")
+                known = f"0..{self.config.vocab_size - 1}" + (f" ({IGNORED}: not counted)" if name == "target" else "")
+                raise UserError(f"{name} {wrong} is not in {known}: raise vocab_size or mend the data")
 
 
 def _positions(config: ReformerConfig) -> Positions | None:

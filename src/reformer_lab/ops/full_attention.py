@@ -39,7 +39,7 @@ def full_attention(
     key_padding_mask (B, L), True = padding: neither seen nor seeing; its output is 0. dropout_p: on the weights, drawn from
     `generator` (None: one seeded with 0).
     """
-    check_attention_inputs(v, dropout_p)
+    check_attention_inputs({"q": q, "k": k}, v, key_padding_mask, dropout_p)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if key_padding_mask is None and dropout_p == 0.0:
         return functional.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale)
@@ -63,7 +63,7 @@ def shared_qk_attention(
     one bucket and one chunk. "allowed": raw keys over sqrt(D) and no rule about itself, as in the authors' full attention
     at evaluation. The other arguments are those of `lsh_attention`.
     """
-    check_attention_inputs(v, dropout_p)
+    check_attention_inputs({"qk": qk}, v, key_padding_mask, dropout_p)
     if self_attention == "allowed":
         return full_attention(qk, qk, v, causal=causal, key_padding_mask=key_padding_mask, dropout_p=dropout_p,
                               generator=generator)  # fmt: skip

@@ -22,7 +22,7 @@ torch.library.define("reformer_lab::normal", "(int seed, SymInt[] shape) -> Tens
 
 @torch.library.impl("reformer_lab::normal", "default")
 def _normal(seed: int, shape: Sequence[int]) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), device="cpu")  # whatever the default device
 
 
 @torch.library.register_fake("reformer_lab::normal")
@@ -53,9 +53,9 @@ class Draws:
         """Return the draws of one part of the work, such as a piece of the sequence: others for each index."""
         return self._like(derive_seed(self.seed, "part", index), f"{self._prefix}{index} ", replaying=self._replaying)
 
-    def fix(self) -> "Draws":
+    def fix(self, seed: int = 0) -> "Draws":
         """Return the fixed draws of evaluation, with the memory of these."""
-        other = self._like(0, self._prefix, replaying=self._replaying)
+        other = self._like(seed, self._prefix, replaying=self._replaying)
         other.fixed = True
         return other
 
@@ -106,8 +106,8 @@ class CallSeeds:
         lent = _LENT.get()
         if lent is not None:
             own = next(lent)
-            return own.fix() if fixed else own
-        return Draws(0, fixed=True) if fixed else Draws(self.next())
+            return own.fix(self.seed) if fixed else own
+        return Draws(self.seed, fixed=True) if fixed else Draws(self.next())
 
 
 _LENT: ContextVar[Iterator[Draws] | None] = ContextVar("lent draws", default=None)

@@ -1,6 +1,7 @@
 """Softmax over the visible keys, for the attention functions that hold their scores: rows with no key give 0."""
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -14,12 +15,30 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def check_attention_inputs(v: Tensor, dropout_p: float) -> None:
-    """Raise a UserError that names an empty input or a dropout that is no probability below 1."""
-    if v.dim() != 4 or 0 in v.shape:
-        raise UserError(f"v of shape {tuple(v.shape)}: expected (batch, heads, length, width), each at least 1")
+def check_attention_inputs(vectors: Mapping[str, Tensor], v: Tensor, key_padding_mask: Tensor | None, dropout_p: float) -> None:
+    """Raise a UserError that names what an attention function cannot take.
+
+    `vectors`: queries and keys (B, H, L, D) by name; v (B, H, L, D_v); all of one type, on one device, and none empty.
+    key_padding_mask: (B, L) bool, or None. dropout_p: a probability below 1.
+    """
+    shape = next(iter(vectors.values())).shape
+    if len(shape) != 4 or v.dim() != 4 or v.shape[:3] != shape[:3] or any(x.shape != shape for x in vectors.values()):
+        raise UserError(f"{_listed(vectors, v)}: expected (batch, heads, length, width), alike but for the width of v")
+    if 0 in shape or 0 in v.shape:
+        raise UserError(f"{_listed(vectors, v)}: every size, the length too, must be at least 1")
+    if not v.is_floating_point() or any(x.dtype != v.dtype or x.device != v.device for x in vectors.values()):
+        kinds = ", ".join(f"{name} is {x.dtype} on {x.device}" for name, x in {**vectors, "v": v}.items())
+        raise UserError(f"{kinds}: all must have one floating-point type and one device")
+    expected = (v.shape[0], v.shape[2])
+    if key_padding_mask is not None and (key_padding_mask.shape != expected or key_padding_mask.dtype != torch.bool):
+        raise UserError(f"key_padding_mask of shape {tuple(key_padding_mask.shape)}, {key_padding_mask.dtype}: expected "
+                        f"{expected}, torch.bool, True = padding")
     if not 0 <= dropout_p < 1:
         raise UserError(f"dropout_p={dropout_p}: must be in [0, 1)")
+
+
+def _listed(vectors: Mapping[str, Tensor], v: Tensor) -> str:
+    return ", ".join(f"{name} {tuple(x.shape)}" for name, x in {**vectors, "v": v}.items())
 
 
 def masked_attention(

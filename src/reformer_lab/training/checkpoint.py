@@ -125,7 +125,7 @@ def trained_weights(run: Path, steps: int, report: Callable[[str], None]) -> tup
 
 def load_weights(checkpoint: Path, model: torch.nn.Module) -> None:
     """Fill the model's parameters, in place and on their device, from a checkpoint. Errors as in `load_checkpoint`."""
-    with _of_this_run(checkpoint):
+    with of_this_run(checkpoint):
         load_model(model, checkpoint / WEIGHTS)
 
 
@@ -140,7 +140,7 @@ def load_checkpoint(checkpoint: Path, model: torch.nn.Module, optimizer: HasStat
 
 def load_state(checkpoint: Path, optimizer: HasState) -> dict[str, Any]:
     """Fill the optimiser from a checkpoint; return the counters that were saved with it. Errors as in `load_checkpoint`."""
-    with _of_this_run(checkpoint):
+    with of_this_run(checkpoint):
         state = torch.load(checkpoint / STATE, map_location="cpu", weights_only=True)
         optimizer.load_state_dict(state["optimizer"])
         counters: dict[str, Any] = state["counters"]
@@ -150,7 +150,8 @@ def load_state(checkpoint: Path, optimizer: HasState) -> dict[str, Any]:
 
 
 @contextmanager
-def _of_this_run(checkpoint: Path) -> Iterator[None]:
+def of_this_run(checkpoint: Path) -> Iterator[None]:
+    """Turn what reading a checkpoint raises into a `UserError`: it is one of another run, or was made by hand."""
     try:
         yield
     except Exception as error:  # torch's readers raise almost anything on a file that is not theirs

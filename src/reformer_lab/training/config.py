@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from reformer_lab.data.config import DataConfig, data_config_from_dict
 from reformer_lab.errors import UserError
-from reformer_lab.models.config import ReformerConfig
+from reformer_lab.models.config import ReformerConfig, is_whole
 
 OptimizerName = Literal["adam", "adafactor"]
 Schedule = Literal["constant", "warmup_constant", "warmup_rsqrt", "warmup_cosine"]
@@ -122,9 +122,10 @@ class RunConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "evaluations", tuple(self.evaluations))
         for name in ("steps", "batch_size", "accumulation", "log_every"):
-            require(self, getattr(self, name) >= 1, name, "must be at least 1")
+            require(self, is_whole(getattr(self, name), 1), name, "must be a whole number, at least 1")
         for name in ("eval_every", "eval_limit", "eval_batch_size", "checkpoint_every", "threads"):
-            require(self, getattr(self, name) is None or getattr(self, name) >= 1, name, "must be at least 1, or None")
+            value = getattr(self, name)
+            require(self, value is None or is_whole(value, 1), name, "must be a whole number, at least 1, or None")
         require(self, self.batch_size % self.accumulation == 0, "accumulation",
                 f"must divide batch_size={self.batch_size}")
         require(self, self.precision in ("fp32", "bf16"), "precision", "must be fp32 or bf16")
@@ -137,6 +138,8 @@ class RunConfig:
         if self.stop_at_accuracy is not None:
             require(self, 0 < self.stop_at_accuracy <= 1, "stop_at_accuracy", "must be in (0, 1]")
             require(self, self.eval_every is not None, "stop_at_accuracy", "needs eval_every")
+            require(self, self.model.loss_chunk_length is None, "stop_at_accuracy",
+                    "needs a model with loss_chunk_length=None: a loss in pieces counts no right answers")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON can hold them."""

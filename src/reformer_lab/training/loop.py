@@ -21,7 +21,7 @@ from reformer_lab.evaluation.evaluate import autocast, evaluate, split_sizes
 from reformer_lab.evaluation.metrics import IGNORED, Metrics
 from reformer_lab.models.language_model import ReformerLM
 from reformer_lab.seeds import derive_seed
-from reformer_lab.training.checkpoint import load_state, load_weights, newest_checkpoint, save_checkpoint, steps_of
+from reformer_lab.training.checkpoint import load_state, load_weights, newest_checkpoint, of_this_run, save_checkpoint, steps_of
 from reformer_lab.training.config import Evaluation, RunConfig
 from reformer_lab.training.diagnosis import first_weight_not_finite, where_not_finite
 from reformer_lab.training.files import TEMPORARY, sync, sync_all, writing
@@ -136,8 +136,9 @@ class Run:
         self.dataset = parts.data(config)
         check_fit(config, self.dataset)
         check_same_data(processes.gather(self.dataset.fingerprint))
-        processes.of_first(lambda: folder.claim(self.dataset.fingerprint))
         self.model = parts.model(config).to(processes.device)
+        check_evaluations(config, self.dataset, self.model)
+        processes.of_first(lambda: folder.claim(self.dataset.fingerprint))
         self.counters, self.saved_step = Counters(), -1
         checkpoint = processes.of_first(
             lambda: newest_checkpoint(folder.checkpoints, lambda text: report({"event": "note", "text": text})))
@@ -148,7 +149,8 @@ class Run:
         self.optimizer = build_optimizer(config.optimizer, self.model)
         self.state = WholeState(self.optimizer) if processes.shard else self.optimizer
         if checkpoint is not None:
-            self.counters = Counters(**load_state(checkpoint, self.state))
+            with of_this_run(checkpoint):
+                self.counters = Counters(**load_state(checkpoint, self.state))
             self.saved_step = self.counters.step
         self.log = MetricsLog(folder.metrics, self.counters.metrics_position) if processes.is_first else NoLog()
         self.began = time.perf_counter() - self.counters.seconds
@@ -394,6 +396,16 @@ def check_fit(config: RunConfig, dataset: Dataset) -> None:
     if dataset.length > config.model.max_length:
         raise UserError(f"max_length={config.model.max_length}: the data's sequences have {dataset.length} tokens; "
                         "raise --model.max-length or shorten the sequences")
+
+
+def check_evaluations(config: RunConfig, dataset: Dataset, model: ReformerLM) -> None:
+    """Raise `UserError` for a score that could not be computed once the training is over."""
+    for evaluation in config.evaluations:
+        model.with_config(**evaluation.model)
+    on_the_way = {"validation"} if config.eval_every else set()
+    for split in sorted(on_the_way | ({config.final_split} if config.evaluations else set())):
+        if next(iter(dataset.eval_batches(split, 1, 1)), None) is None:
+            raise UserError(f"the {split} split holds nothing to score: give a longer corpus or a larger split")
 
 
 def check_same_data(fingerprints: list[str]) -> None:

@@ -21,7 +21,6 @@ from torch import Tensor, distributed, nn
 
 from reformer_lab.errors import UserError
 from reformer_lab.training import sharding
-from reformer_lab.training.ending import is_one_of_several
 
 Result = TypeVar("Result")
 
@@ -36,10 +35,9 @@ class Processes:
 
     def __init__(self, shard: bool = False) -> None:
         """Join the others, if a launcher has started any. `shard`: see `training.sharding`; without others it has no effect."""
-        several = is_one_of_several()
-        # Precision is ours (`autocast`): Accelerate's is a state of the whole process, which runs may not share.
-        # Without a GPU it joins the others only if it is told to compute on the CPU.
-        self.accelerator = Accelerator(mixed_precision="no", cpu=several and not torch.cuda.is_available())
+        # Precision is ours (`autocast`): Accelerate's is a state of the whole process, which runs may not share. Without CUDA
+        # it is told to compute on the CPU: else it joins no others, and takes devices for which there are no operators here.
+        self.accelerator = Accelerator(mixed_precision="no", cpu=not torch.cuda.is_available())
         self.count, self.rank = self.accelerator.num_processes, self.accelerator.process_index
         self.shard = shard and self.count > 1
         device = self.accelerator.device

@@ -31,8 +31,7 @@ def local_attention(
     0. dropout_p: on the weights, drawn from `generator` (None: one seeded with 0). backend: a name in `BACKENDS`, or "auto",
     which is "native" on a CPU where it can be used and "torch" elsewhere. A UserError names what cannot be used.
     """
-    _check_inputs(q, k, v, key_padding_mask)
-    check_attention_inputs(v, dropout_p)
+    check_attention_inputs({"q": q, "k": k}, v, key_padding_mask, dropout_p)
     if chunk_length < 1 or chunks_before < 0 or chunks_after < 0:
         raise UserError(
             f"chunk_length={chunk_length}, chunks_before={chunks_before}, chunks_after={chunks_after}: "
@@ -50,20 +49,3 @@ def local_attention(
     if backend == "torch" or (backend == "auto" and q.device.type != "cpu"):
         return windows.attend(q, k, v, key_padding_mask, options)
     return operator.attend(backend, q, k, v, key_padding_mask, options)
-
-
-def _check_inputs(q: Tensor, k: Tensor, v: Tensor, key_padding_mask: Tensor | None) -> None:
-    shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
-    if q.dim() != 4 or q.shape != k.shape or v.dim() != 4 or q.shape[:3] != v.shape[:3]:
-        raise UserError(f"{shapes}: expected (batch, heads, length, width), alike but for the width of v")
-    if not (q.dtype == k.dtype == v.dtype and q.device == k.device == v.device and q.is_floating_point()):
-        raise UserError(
-            f"q is {q.dtype} on {q.device}, k {k.dtype} on {k.device}, v {v.dtype} on {v.device}: all must have one "
-            "floating-point type and one device"
-        )
-    expected = (q.shape[0], q.shape[2])
-    if key_padding_mask is not None and (key_padding_mask.shape != expected or key_padding_mask.dtype != torch.bool):
-        raise UserError(
-            f"key_padding_mask of shape {tuple(key_padding_mask.shape)}, {key_padding_mask.dtype}: expected {expected}, "
-            "torch.bool, True = padding"
-        )

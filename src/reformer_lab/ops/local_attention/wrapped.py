@@ -31,6 +31,7 @@ def wrapped_local_attention(
     has nothing to find around the corner the result is `local_attention`'s, in its memory; otherwise the scores of all
     windows exist at once.
     """
+    check_attention_inputs({"q": q, "k": k}, v, key_padding_mask, dropout_p)
     length = q.shape[2]
     chunks = -(-length // max(1, chunk_length))
     if chunks <= 1 or (causal and chunks_after == 0 and chunks_before < chunks):
@@ -38,7 +39,6 @@ def wrapped_local_attention(
             q, k, v, chunk_length=chunk_length, chunks_before=chunks_before, chunks_after=chunks_after, causal=causal,
             key_padding_mask=key_padding_mask, dropout_p=dropout_p, generator=generator,
         )  # fmt: skip
-    check_attention_inputs(v, dropout_p)
     padding = torch.zeros(q.shape[0], length, dtype=torch.bool, device=q.device)
     if key_padding_mask is not None:
         padding = key_padding_mask

@@ -13,6 +13,7 @@ from reformer_lab.ops.lsh_attention.operator import choose_backend as choose_bac
 from reformer_lab.ops.lsh_attention.operator import unusable as unusable
 from reformer_lab.ops.lsh_attention.options import LSHOptions
 from reformer_lab.ops.random import draw_seed
+from reformer_lab.ops.softmax import check_attention_inputs
 
 PRESETS: dict[str, dict[str, object]] = {
     "paper": {"cross_bucket": False, "correct_duplicates": True},
@@ -81,7 +82,8 @@ def lsh_attention(
         generator: source of rotations and dropout. None: one seeded with 0, so that equal calls give equal results. The
             global generator is never used. A host generator avoids a synchronisation with the GPU.
         rotations: (batch or 1, heads or 1, d_head, num_hashes, half the sum of the factors), instead of drawn ones.
-        buckets: (batch, heads, num_hashes, length) int64, instead of hashing: replays an earlier result.
+        buckets: (batch, heads, num_hashes, length) int64, ids from 0 to 2^31 - 1, instead of hashing: replays an earlier
+            result.
         backend: a name in `BACKENDS`, or "auto": "native" on a CPU and "triton" on a GPU where they can be
             used, otherwise "torch".
 
@@ -91,7 +93,7 @@ def lsh_attention(
     Raises:
         UserError: (a ValueError) names the value that cannot be used and the remedy.
     """
-    _check_inputs(qk, v, key_padding_mask)
+    check_attention_inputs({"qk": qk}, v, key_padding_mask, dropout_p)
     if backend not in ("auto", *BACKENDS):
         raise UserError(f"backend={backend!r}: must be auto or one of {', '.join(BACKENDS)}")
     batch, heads, length, d_head = qk.shape
@@ -119,6 +121,7 @@ def lsh_attention(
             f"buckets of shape {tuple(buckets.shape)}, {buckets.dtype}: "
             f"expected {(batch, heads, num_hashes, length)}, torch.int64"
         )
+    buckets = buckets.to(qk.device)
     if dropout_p > 0:
         assert generator is not None
         options = options.with_dropout_seed(draw_seed(generator))
@@ -154,25 +157,3 @@ def _logit_scale(key_scale: str, d_head: int) -> float:
     if key_scale == "unit_over_sqrt_d":
         return d_head**-0.5
     raise UserError(f"key_scale={key_scale!r}: must be 'unit' or 'unit_over_sqrt_d'")
-
-
-def _check_inputs(qk: Tensor, v: Tensor, key_padding_mask: Tensor | None) -> None:
-    if qk.dim() != 4 or v.dim() != 4 or qk.shape[:3] != v.shape[:3]:
-        raise UserError(
-            f"qk {tuple(qk.shape)} and v {tuple(v.shape)}: expected (batch, heads, length, width), alike but for the width"
-        )
-    if 0 in qk.shape or 0 in v.shape:
-        raise UserError(f"qk {tuple(qk.shape)} and v {tuple(v.shape)}: every size, the length too, must be at least 1")
-    if qk.dtype != v.dtype or qk.device != v.device or not qk.is_floating_point():
-        raise UserError(
-            f"qk is {qk.dtype} on {qk.device}, v is {v.dtype} on {v.device}: both must have one floating-point type "
-            "and one device"
-        )
-    if key_padding_mask is None:
-        return
-    expected = (qk.shape[0], qk.shape[2])
-    if key_padding_mask.shape != expected or key_padding_mask.dtype != torch.bool:
-        raise UserError(
-            f"key_padding_mask of shape {tuple(key_padding_mask.shape)}, {key_padding_mask.dtype}: expected {expected}, "
-            "torch.bool, True = padding"
-        )

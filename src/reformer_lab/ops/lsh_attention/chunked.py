@@ -116,7 +116,7 @@ def _inverse(total: Tensor) -> Tensor:
 
 def _as_int32(codes: Tensor) -> Tensor:
     """Return the codes in half the memory, where they fit and asking costs no synchronisation."""
-    return codes.int() if codes.device.type == "cpu" and int(codes.amax()) < CODE_LIMIT else codes
+    return codes.int() if codes.device.type == "cpu" and int(codes.abs().amax()) < CODE_LIMIT else codes
 
 
 def _unit_length_backward(x: Tensor, d_unit: Tensor, epsilon: float) -> Tensor:
@@ -161,7 +161,7 @@ class _Layout:
 
     def __init__(self, buckets_BHRL: Tensor, padding_BL: Tensor | None, options: LSHOptions, dtype: torch.dtype):
         batch, heads, rounds, self.length = buckets_BHRL.shape
-        self.options = options
+        self.options = options = options.within(self.length)
         self.dtype = dtype
         self.device = buckets_BHRL.device
         self.count = batch * heads

@@ -107,7 +107,7 @@ def hash_vectors(backend: str, x: Tensor, rotations: Tensor, factors: tuple[int,
     return buckets
 
 
-@torch.library.impl(_HASH, ("cpu", "cuda"))
+@torch.library.impl(_HASH, "default")
 def _hash(x: Tensor, rotations: Tensor, factors: Sequence[int], backend: str) -> Tensor:
     chosen = choose_backend(backend, x.device, x.dtype, x.shape[-1])
     compute = getattr(FAST_BACKENDS.get(chosen), "hash_vectors", hashing.hash_vectors)
@@ -120,7 +120,7 @@ def _hash_fake(x: Tensor, rotations: Tensor, factors: Sequence[int], backend: st
     return x.new_empty((x.shape[0], x.shape[1], rotations.shape[3], x.shape[2]), dtype=torch.int64)
 
 
-@torch.library.impl(_ATTENTION, ("cpu", "cuda"))
+@torch.library.impl(_ATTENTION, "default")
 def _attention(
     qk: Tensor, v: Tensor, buckets: Tensor, padding: Tensor | None, backend: str, *options: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -137,7 +137,7 @@ def _attention_fake(
     return v.new_empty(v.shape), *rows  # type: ignore[return-value]
 
 
-@torch.library.impl(_GRADIENTS, ("cpu", "cuda"))
+@torch.library.impl(_GRADIENTS, "default")
 def _gradients(
     qk: Tensor, v: Tensor, buckets: Tensor, padding: Tensor | None, output: Tensor, maximum: Tensor, total: Tensor,
     d_output: Tensor, d_logsumexp: Tensor, backend: str, *options: Any,

@@ -45,6 +45,15 @@ class LSHOptions:
         if not 0 <= self.dropout_p < 1:
             raise UserError(f"dropout_p={self.dropout_p}: must be in [0, 1)")
 
+    def within(self, length: int) -> "LSHOptions":
+        """Return the options with chunks and windows no larger than a sequence of `length`; who sees whom stays."""
+        chunk_length = min(self.chunk_length, length)
+        if self.wrap_rounds:  # a window wider than the circle counts tokens several times
+            return replace(self, chunk_length=chunk_length)
+        chunks = -(-length // chunk_length)
+        return replace(self, chunk_length=chunk_length, chunks_before=min(self.chunks_before, chunks),
+                       chunks_after=min(self.chunks_after, chunks))
+
     def historic(self) -> str | None:
         """Return in one line which option only the slower backends know; None if there is none."""
         if self.wrap_rounds:

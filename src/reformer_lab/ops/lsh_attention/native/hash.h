@@ -9,7 +9,7 @@
 #include "simd.h"
 #include "tensor.h"
 
-// What a call is told: the fields and their order are those of `_HashProblem` in __init__.py.
+// What a call is told: the fields and their order are those of `_HashProblem` in hashing.py.
 struct HashProblem {
     Tensor4 x;                 // (batch, heads, length, width)
     const void* rotations;     // (batch, heads, width, rounds, columns): half of the sum of the factors

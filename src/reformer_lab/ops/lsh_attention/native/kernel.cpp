@@ -1,4 +1,5 @@
-// LSH attention and local attention on CPUs, as Python calls it: through ctypes from the modules beside this file, so there is no header of torch or
+// LSH attention and local attention on CPUs, as Python calls it: through ctypes from the modules beside this file and from
+// those of local attention, so there is no header of torch or
 // Python here. The mathematics: ../README.md.
 
 #include "backward.h"

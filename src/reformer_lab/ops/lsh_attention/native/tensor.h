@@ -6,7 +6,7 @@
 
 enum Precision : int64_t { FULL, BF16, FP16 };  // FULL: that of the calculation, float or double
 
-// The fields and their order are those of `Tensor4` in __init__.py.
+// The fields and their order are those of `Tensor4` in tensors.py.
 struct Tensor4 {
     void* data;
     int64_t precision;
