@@ -12,7 +12,6 @@ from reformer_lab.benchmarks.measure import (
     Timing,
     percentile,
     resolve_device,
-    time_repeats,
     write_csv,
 )
 from reformer_lab.errors import UserError, is_out_of_memory
@@ -27,23 +26,6 @@ def test_percentiles() -> None:
     timing = Timing((5.0, 1.0, 3.0, 2.0, 4.0))
     assert (timing.median, timing.low, timing.high) == pytest.approx((3, 1.8, 4.2))
     assert timing.to_dict()["seconds"] == [5, 1, 3, 2, 4]
-
-
-def test_repeats_after_a_warm_up() -> None:
-    calls = []
-    timing = time_repeats(lambda: calls.append(time.sleep(0.02 if calls else 0.2)), CPU, warmup=1, repeats=3)
-    assert len(calls) == 4
-    assert len(timing.seconds) == 3
-    assert all(0.02 <= seconds < 0.15 for seconds in timing.seconds)  # the slow first call is not among them
-
-
-def test_repeats_end_when_time_is_up() -> None:
-    calls: list[None] = []
-    time_repeats(lambda: calls.append(time.sleep(0.02)), CPU, warmup=0, repeats=100, max_seconds=0.05)
-    assert 1 <= len(calls) <= 3
-    calls.clear()
-    time_repeats(lambda: calls.append(time.sleep(0.02)), CPU, warmup=0, repeats=1, min_seconds=0.07)
-    assert len(calls) in (3, 4)
 
 
 def test_devices() -> None:

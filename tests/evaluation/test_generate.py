@@ -131,6 +131,8 @@ def test_half_precision() -> None:
     model = model_of().float()
     exact, rounded = (generate(model, PROMPTS, length=9, greedy=True, precision=name) for name in ("fp32", "bf16"))
     assert all(abs(one.log_probability - other.log_probability) > 0 for one, other in zip(exact, rounded, strict=True))
+    for prompt, other in zip(PROMPTS, rounded, strict=True):  # nine tokens, each a little more or less likely
+        assert other.log_probability == pytest.approx(log_probability(model, prompt, other.tokens), abs=0.3)
 
 
 def beams_of(model: ReformerLM, prompts: list[list[int]], **options: Any) -> list[list[Generation]]:

@@ -14,6 +14,8 @@ import torch
 from reformer_lab.benchmarks.steps import TrainingStep, point_spec
 from reformer_lab.data.config import ByteCorpusConfig, DuplicationConfig, ImagesConfig
 from reformer_lab.experiments.claim import MeasurementConfig
+from reformer_lab.experiments.faults import FaultyRunConfig
+from reformer_lab.experiments.faulty import train_with_faults
 from reformer_lab.experiments.registry import EXPERIMENTS
 from reformer_lab.models.config import ReformerConfig
 from reformer_lab.models.language_model import ReformerLM
@@ -105,10 +107,11 @@ def test_every_run_trains_and_resumes_to_the_same_bits(label: str, text: Path, t
         if event["event"] == "step" and event["step"] == 3:
             raise Crash
 
-    train(run, tmp_path / "whole")
+    start = train_with_faults if isinstance(run, FaultyRunConfig) else train  # as the worker does
+    start(run, tmp_path / "whole")
     with pytest.raises(Crash):
-        train(run, tmp_path / "halves", crash)
-    train(run, tmp_path / "halves")
+        start(run, tmp_path / "halves", crash)
+    start(run, tmp_path / "halves")
     lines = [[{name: value for name, value in event.items() if name not in TIMES}
               for event in read_events(tmp_path / folder / "metrics.jsonl")] for folder in ("whole", "halves")]
     assert lines[0] == lines[1]

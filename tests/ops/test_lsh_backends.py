@@ -129,16 +129,22 @@ def test_tied_vectors_and_zero_vectors() -> None:
     assert_backends_agree(qk, vectors(1, 1, 33, 4, seed=2), num_hashes=2, num_buckets=4, chunk_length=8)
 
 
-@pytest.mark.parametrize("name", ["d_qk", "d_v"])
-def test_not_contiguous_inputs_and_gradients(name: str) -> None:
-    x = vectors(2, 40, 3, 6, seed=1)
-    other = vectors(2, 40, 3, 6, seed=2)
-    qk, v = x.transpose(1, 2), other.transpose(1, 2)
-    assert not qk.is_contiguous()
-    options: dict[str, Any] = {"num_hashes": 2, "num_buckets": 4, "chunk_length": 8}
-    torch.testing.assert_close(
-        gradients(qk, v, **options)[name], gradients(qk.contiguous(), v.contiguous(), **options)[name], rtol=0, atol=1e-12
-    )
+@pytest.mark.parametrize("backend", FAST_BACKENDS)
+def test_not_contiguous_inputs_and_gradients(backend: str) -> None:
+    qk, v, d_output = (vectors(2, 40, 3, 6, seed=seed).transpose(1, 2) for seed in (1, 2, 3))
+    assert not d_output.is_contiguous()
+    found = []
+    for permuted in (True, False):
+        inputs = [x.detach().clone(memory_format=torch.preserve_format) for x in (qk, v)] if permuted else [
+            qk.contiguous(), v.contiguous()]
+        assert inputs[0].is_contiguous() != permuted
+        for x in inputs:
+            x.requires_grad_()
+        output = lsh_attention(*inputs, num_hashes=2, num_buckets=4, chunk_length=8, backend=backend).output
+        output.backward(d_output if permuted else d_output.contiguous())
+        found.append([output, *(x.grad for x in inputs)])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("tile_scores", [1, 200, 1 << 30])

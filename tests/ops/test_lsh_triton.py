@@ -66,7 +66,7 @@ def test_every_pair_of_options(case: int) -> None:
     before, after = test_lsh_backends.WINDOWS[case % 9]
     length = (130, 61, 97, 7, 1)[case // 4]
     assert_as_the_reference(
-        vectors(1, 2, length, 6, seed=case), vectors(1, 2, length, 5, seed=case + 50), num_hashes=(3, 2, 1)[case % 3],
+        vectors(1, 2, length, 6, seed=case), vectors(1, 2, length, 5, seed=case + 50), num_hashes=(3, 2, 1)[case // 4 % 3],
         num_buckets=(6, (2, 4), 12, (4, 2, 2))[case % 4], chunk_length=(7, 16, 40)[case % 3], chunks_before=before,
         chunks_after=after, causal=causal, correct_duplicates=corrected,
         key_padding_mask=padding_mask(PADDINGS[case % 5], 1, length),

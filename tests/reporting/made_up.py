@@ -109,7 +109,7 @@ def _show_reversible(results: ExperimentResults) -> Section:
 
 
 def _judge_speed(results: ExperimentResults) -> tuple[Verdict, ...]:
-    ratio = results.require("full")[0].measurement("seconds_per_step") / 0.07
+    ratio = results.require("full")[0].measurements[-1]["seconds_per_step"] / 0.07
     common = {"experiment": "speed", "scale": results.scale, "n": 1}
     return (
         Verdict(claim="C8", outcome="supported", value=ratio, unit="times slower at 16 times the length",

@@ -285,7 +285,7 @@ def test_reading_results_needs_no_torch() -> None:
 
 
 def test_suite_is_what_the_report_reads(whole: Path) -> None:
-    assert read_suite(whole.parent).experiments == tuple(one.name for one in EXPERIMENTS)
+    assert tuple(read_suite(whole.parent).arms) == tuple(one.name for one in EXPERIMENTS)
 
 
 def test_runs_of_other_settings_than_declared_are_called_so(tmp_path: Path, whole: Path) -> None:

@@ -58,9 +58,9 @@ def test_values_of_the_final_event(record: Record) -> None:
 
 
 def test_measurements(record: Record) -> None:
-    assert Record(HEADER, [{"event": "measurement", "bytes": 1}]).measurement("bytes") == 1
-    with pytest.raises(MissingResult, match="no measured bytes"):
-        record.measurement("bytes")
+    assert Record(HEADER, [{"event": "measurement", "bytes": 1}, {"event": "eval"}]).measurements == [
+        {"event": "measurement", "bytes": 1}]
+    assert record.measurements == []
 
 
 def test_run_time_is_the_headers_or_the_last_steps(record: Record) -> None:
@@ -113,7 +113,7 @@ def test_suite_is_read_as_it_was_written(tmp_path: Path) -> None:
     suite = Suite(scale="quick", started="2020-01-01T00:00:00+00:00", command="reformer-lab", arms=arms, seconds=1.5)
     suite.write(tmp_path)
     assert read_suite(tmp_path) == suite
-    assert read_suite(tmp_path).experiments == ("table2", "depth")
+    assert tuple(read_suite(tmp_path).arms) == ("table2", "depth")
 
 
 def test_a_folder_without_results_is_an_error_with_a_remedy(tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ def test_a_second_call_adds_experiments_to_the_suite(log: Path, tmp_path: Path) 
     first = read_suite(tmp_path / "suite")
     run(plan(training(1), name="another"), tmp_path / "suite", command="a larger test")
     second = read_suite(tmp_path / "suite")
-    assert second.experiments == ("invented", "another")
+    assert tuple(second.arms) == ("invented", "another")
     assert second.command == "a test; a larger test"
     run(plan(training(0)), tmp_path / "suite", command="a part of it")
     assert read_suite(tmp_path / "suite").command == "a test; a larger test"

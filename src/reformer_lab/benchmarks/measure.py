@@ -100,20 +100,6 @@ def time_call(call: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def time_repeats(call: Callable[[], object], device: torch.device, *, warmup: int = 1, repeats: int = 5,
-                 min_seconds: float = 0.0, max_seconds: float = float("inf")) -> Timing:
-    """Time a call: `warmup` calls that are not counted, then at least `repeats`, and more until `min_seconds` have passed.
-
-    No new repeat starts once `max_seconds` have passed and one repeat is there.
-    """
-    for _ in range(warmup):
-        time_call(call, device)
-    seconds: list[float] = []
-    while (len(seconds) < repeats or sum(seconds) < min_seconds) and (not seconds or sum(seconds) < max_seconds):
-        seconds.append(time_call(call, device))
-    return Timing(tuple(seconds))
-
-
 def give_memory_back() -> None:
     """From now on let glibc give freed tensors back to the system at once, and those that it has kept until now.
 

@@ -262,11 +262,6 @@ class ExperimentResults:
         """Arms without a result file."""
         return tuple(arm for arm in self.arms if arm.id not in self.records)
 
-    @property
-    def complete(self) -> bool:
-        """Whether every arm is finished."""
-        return bool(self.arms) and not self.missing and not self.failed
-
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:

@@ -6,7 +6,6 @@ arampacha/reformer_fastai); where its published summary and tables give nothing 
 number of the paper is from a single run, as far as is known.
 """
 
-from reformer_lab.errors import UserError
 from reformer_lab.experiments.claim import Claim
 
 C1 = Claim(
@@ -124,11 +123,3 @@ C13 = Claim(
 )
 
 CLAIMS: tuple[Claim, ...] = (C1, C2, C3, C4, C5, C6, C7, C8, C9, C10, C11, C12, C13)
-
-
-def get_claim(claim_id: str) -> Claim:
-    """Return the claim called `claim_id`, or raise UserError."""
-    for claim in CLAIMS:
-        if claim.id == claim_id:
-            return claim
-    raise UserError(f"claim {claim_id!r} does not exist; the claims are {CLAIMS[0].id} to {CLAIMS[-1].id}")

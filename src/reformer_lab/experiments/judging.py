@@ -49,14 +49,13 @@ def judge_each(results: ExperimentResults, experiment: str,
     return tuple(found)
 
 
-def paired_difference(results: ExperimentResults, arm: str, baseline: str, path: Sequence[str] = BITS,
-                      baseline_path: Sequence[str] | None = None) -> Estimate:
+def paired_difference(results: ExperimentResults, arm: str, baseline: str, path: Sequence[str] = BITS) -> Estimate:
     """Return the mean over seeds of arm - baseline: runs with one seed saw the same data in the same order.
 
     Raises MissingResult when the two have no finished seed in common.
     """
     ours = {record.seed: float(record.value(*path)) for record in results.require(arm)}
-    theirs = {record.seed: float(record.value(*(baseline_path or path))) for record in results.require(baseline)}
+    theirs = {record.seed: float(record.value(*path)) for record in results.require(baseline)}
     seeds = sorted(set(ours) & set(theirs))
     if not seeds:
         raise MissingResult(f"{arm} and {baseline} have no finished seed in common")

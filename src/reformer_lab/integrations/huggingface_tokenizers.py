@@ -51,15 +51,6 @@ def train_bpe(
     return _finished(tokenizer, model_max_length, words=True)
 
 
-def check_fits(tokenizer: "PreTrainedTokenizerFast", vocab_size: int) -> None:
-    """Raise a UserError unless a model of `vocab_size` has a place for every token."""
-    if len(tokenizer) > vocab_size:
-        raise UserError(
-            f"the tokenizer has {len(tokenizer)} tokens, the model vocab_size={vocab_size}: take the tokenizer that the model "
-            "was trained with, or train a model of that vocabulary"
-        )
-
-
 def _finished(tokenizer: "Tokenizer", model_max_length: int | None, words: bool = False) -> "PreTrainedTokenizerFast":
     from tokenizers import decoders, pre_tokenizers
     from transformers import PreTrainedTokenizerFast

@@ -13,6 +13,11 @@ AttentionKind = Literal["full", "local", "lsh"]
 PositionKind = Literal["axial", "learned", "sinusoidal", "none"]
 
 
+SWITCHES = (
+    "causal", "shared_qk", "cross_bucket", "correct_duplicates", "share_rotations", "wrap_around", "reversible",
+    "tie_embeddings",
+)  # fmt: skip
+"""Fields that are True or False; nothing else that Python would take for either."""
 MOST_LAYERS = 10_000
 """More than anybody trains; a file that asks for more is not worth the memory of its list of layers."""
 ADDED_FIELDS = (
@@ -160,10 +165,14 @@ class ReformerConfig:
         local = self.local_attention_dropout
         allowed_local = local is None or (isinstance(local, (int, float)) and 0 <= local < 1)
         self._require(allowed_local, "local_attention_dropout", "must be a number in [0, 1), or None")
-        key_epsilon = self.key_epsilon
-        self._require(isinstance(key_epsilon, (int, float)) and key_epsilon >= 0, "key_epsilon", "must be a number, at least 0")
-        epsilon = self.layer_norm_eps
-        self._require(isinstance(epsilon, (int, float)) and epsilon > 0, "layer_norm_eps", "must be a positive number")
+        key_epsilon, epsilon = self.key_epsilon, self.layer_norm_eps
+        allowed_epsilon = isinstance(key_epsilon, (int, float)) and 0 <= key_epsilon < math.inf
+        self._require(allowed_epsilon, "key_epsilon", "must be a number, at least 0")
+        positive_epsilon = isinstance(epsilon, (int, float)) and 0 < epsilon < math.inf
+        self._require(positive_epsilon, "layer_norm_eps", "must be a positive number")
+        for name in SWITCHES:
+            self._require(isinstance(getattr(self, name), bool), name, "must be True or False")
+        self._require(isinstance(self.lsh_backend, str), "lsh_backend", "must be the name of a backend, or auto")
         choices: dict[str, tuple[object, ...]] = {
             "positions": ("axial", "learned", "sinusoidal", "none"),
             "self_attention": ("last_resort", "allowed"),
@@ -264,4 +273,4 @@ class ReformerConfig:
 
 def is_whole(value: object, least: int) -> bool:
     """Whether a field is a whole number, at least `least`."""
-    return isinstance(value, int) and value >= least
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least

@@ -94,13 +94,6 @@ class Record:
             value = value[key]
         return value
 
-    def measurement(self, key: str) -> Any:
-        """Return a value of the last measurement event. Raises MissingResult when there is none."""
-        for event in reversed(self.measurements):
-            if key in event:
-                return event[key]
-        raise MissingResult(f"{self.arm}: no measured {key}")
-
     def curve(self, event: str, key: str, **where: Any) -> tuple[list[float], list[float]]:
         """Return (steps, values) of one number over the run: `record.curve("eval", "bits", name="own")`.
 
@@ -147,11 +140,6 @@ class Suite:
     """Versions, machine and commit of the process that ran the suite."""
     corpus: str = ""
     """The text that was read in the place of the scale's own (`reproduce --corpus`); "" for that."""
-
-    @property
-    def experiments(self) -> tuple[str, ...]:
-        """Names of the experiments, in their order."""
-        return tuple(self.arms)
 
     def write(self, folder: Path) -> None:
         """Write `<folder>/suite.json` atomically."""

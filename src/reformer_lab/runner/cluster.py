@@ -134,17 +134,17 @@ class RemoteWorker:
 
     def stop(self) -> None:
         """Ask it to write a checkpoint and end."""
-        self._stopping = True
-        if self._messages is not None and self._code is None:
-            with contextlib.suppress(Exception):
-                ray.cancel(self._messages, force=False)
+        self._cancel(force=False)
 
     def kill(self) -> None:
         """End it at once. Its process ends with the task."""
+        self._cancel(force=True)
+
+    def _cancel(self, *, force: bool) -> None:
         self._stopping = True
         if self._messages is not None and self._code is None:
             with contextlib.suppress(Exception):
-                ray.cancel(self._messages, force=True)
+                ray.cancel(self._messages, force=force)
 
     def wait(self, timeout: float | None = None) -> int:
         """Wait for its end. Raises TimeoutError."""

@@ -26,8 +26,6 @@ class Plan:
 
     scale: Scale
     """The scale of every arm."""
-    experiments: tuple[Experiment, ...]
-    """What was asked for."""
     entries: Mapping[str, tuple[ArmEntry, ...]]
     """The arms of each experiment, shared ones in each of theirs."""
     arms: Mapping[str, Arm]
@@ -80,7 +78,7 @@ def make_plan(experiments: Iterable[Experiment], scale: Scale, corpus: str = "")
             arms.setdefault(arm.id, arm)
             seed = f" seed {arm.seed}" if names.count(arm.name) > 1 else ""
             labels.setdefault(arm.id, f"{experiment.name} {arm.name}{seed}")
-    return Plan(scale, chosen, entries, arms, labels, corpus)
+    return Plan(scale, entries, arms, labels, corpus)
 
 
 def data_is_here(path: str) -> bool:
