@@ -9,10 +9,7 @@ import contextlib
 import csv
 import ctypes
 import gc
-import os
-import resource
 import statistics
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +21,7 @@ import psutil
 import torch
 
 from reformer_lab.errors import UserError
+from reformer_lab.training.tracking import cpu_name, peak_memory_bytes
 
 MALLOC_ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
 """Set before a process starts, makes glibc give every tensor back to the system at once, so that resident memory is the
@@ -85,7 +83,7 @@ def resolve_device(name: str) -> torch.device:
 
 def describe_device(device: torch.device) -> dict[str, object]:
     """Return what a reader must know of the device to compare numbers: its kind, its name, the threads in use."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor_name()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
     return {"device": device.type, "device_name": name, "threads": torch.get_num_threads()}
 
 
@@ -119,8 +117,7 @@ def process_peak(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     with contextlib.suppress(OSError):
         return _status_bytes("VmHWM")
-    unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts in KiB, on macOS in bytes
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return peak_memory_bytes(device)
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
@@ -207,13 +204,3 @@ def _status_bytes(key: str) -> int:
         if line.startswith(key + ":"):
             return int(line.split()[1]) * 1024
     raise AssertionError(f"/proc/self/status has no {key}")
-
-
-def _processor_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return f"{os.cpu_count()} logical processors"

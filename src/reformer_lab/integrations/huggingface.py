@@ -12,9 +12,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from reformer_lab.errors import UserError
-from reformer_lab.integrations.huggingface_files import read_config, read_weights, write_model
+from reformer_lab.integrations.huggingface_files import read_config, read_weights
 from reformer_lab.models.config import NUMERICS, ReformerConfig
-from reformer_lab.models.language_model import ReformerLM
+from reformer_lab.models.language_model import ReformerLM, write_model
 from reformer_lab.ops.hashing import default_num_buckets
 
 BARE = "ReformerModel"

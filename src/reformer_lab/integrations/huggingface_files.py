@@ -37,16 +37,6 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     raise UserError(f"{folder} holds no weights: expected {' or '.join(WEIGHTS_FILES)}, or the index of its shards")
 
 
-def write_model(folder: Path, config: dict[str, Any], weights: dict[str, Tensor]) -> None:
-    """Write config.json and model.safetensors into `folder`, which is made if it is missing."""
-    from safetensors.torch import save_file
-
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    save_file(plain, folder / WEIGHTS_FILES[0], metadata={"format": "pt"})
-
-
 def _sharded(index: Path) -> dict[str, Tensor]:
     places = _json(index).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):

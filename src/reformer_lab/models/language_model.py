@@ -4,6 +4,7 @@ B batch, L length, V vocabulary.
 """
 
 import json
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -264,13 +265,7 @@ class ReformerLM(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config.json and model.safetensors into `folder`, which is made if it is missing."""
-        from safetensors.torch import save_file
-
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / CONFIG_FILE).write_text(json.dumps(self.config.to_dict(), indent=2) + "\n", encoding="utf-8")
-        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+        write_model(Path(folder), self.config.to_dict(), self.state_dict())
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "ReformerLM":
@@ -342,6 +337,16 @@ class ReformerLM(nn.Module):
                 wrong = least if least < 0 else most
                 known = f"0..{self.config.vocab_size - 1}" + (f" ({IGNORED}: not counted)" if name == "target" else "")
                 raise UserError(f"{name} {wrong} is not in {known}: raise vocab_size or mend the data")
+
+
+def write_model(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+    """Write config.json and model.safetensors into `folder`, which is made if it is missing."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    save_file(plain, folder / WEIGHTS_FILE, metadata={"format": "pt"})
 
 
 def _positions(config: ReformerConfig) -> Positions | None:

@@ -105,7 +105,7 @@ def environment() -> dict[str, Any]:
         "packages": {name: metadata.version(name) for name in packages},
         "system": platform.system(),
         "machine": platform.machine(),
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cpu_count": os.cpu_count(),
         "memory_bytes": _memory_bytes(),
         "threads": torch.get_num_threads(),
@@ -129,7 +129,8 @@ def _commit() -> str | None:
         return None
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """Return the processor's name, as far as the system tells it."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
