@@ -174,3 +174,12 @@ def test_a_step_asks_for_one_token_of_each_text_and_changes_nothing_before() -> 
     assert (cache.lengths.tolist(), cache.longest) == ([9, 9, 9], 9)
     _, again = model.start(tokens)
     assert torch.equal(model.step(tokens[:, 0], cache), model.step(tokens[:, 0], again))
+
+
+def test_windows_wider_than_the_longest_text_are_that_text() -> None:
+    """A step looks at no more places than there may be."""
+    common: dict[str, Any] = {"attention": ("lsh",), "num_layers": 1, "coverage": "chunk", "num_buckets": 2,
+                              "cross_bucket": True}
+    whole, wide = (ReformerLM(config_of(**common, chunk_length=length)).double().eval() for length in (40, 10**10))
+    tokens = tokens_of(1, 30)
+    assert torch.equal(continued(whole, tokens, [4], 20)[0], continued(wide, tokens, [4], 20)[0])

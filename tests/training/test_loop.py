@@ -7,7 +7,7 @@ import random
 import resource
 import signal
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from tiny_runs import tiny_model, tiny_run, without_times
 
 from reformer_lab.data.config import ByteCorpusConfig
+from reformer_lab.data.dataset import Dataset
 from reformer_lab.errors import UserError
 from reformer_lab.models.language_model import ReformerLM
 from reformer_lab.training import loop
@@ -352,3 +353,31 @@ def test_only_devices_with_operators_are_used(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("reformer_lab.training.processes.Accelerator", accelerator)
     assert Processes().device.type == ("cuda" if torch.cuda.is_available() else "cpu")
     assert asked == [not torch.cuda.is_available()]
+
+
+def test_other_counters_are_those_of_another_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A whole checkpoint, whose counters this version does not know: one message, with the remedy."""
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_run(), tmp_path / "run", Interrupting("step", 5, signal.SIGINT))
+    monkeypatch.setattr(loop, "load_state", lambda checkpoint, state: {"steps_of_another_version": 5})
+    with pytest.raises(UserError) as caught:
+        train(tiny_run(), tmp_path / "run")
+    assert str(caught.value).count("is not one of this run") == 1
+    assert "steps_of_another_version" in str(caught.value)
+
+    def refuse(checkpoint: Path, state: object) -> dict[str, Any]:
+        raise UserError("said once")
+
+    monkeypatch.setattr(loop, "load_state", refuse)
+    with pytest.raises(UserError, match=r"^said once$"):
+        train(tiny_run(), tmp_path / "run")
+
+
+def test_a_split_without_sequences_is_told_before_the_training() -> None:
+    class Nothing:
+        def eval_batches(self, split: str, batch_size: int, limit: int | None) -> list[Any]:
+            return []
+
+    with pytest.raises(UserError, match="the test split holds nothing to score"):
+        loop.check_evaluations(tiny_run(final_split="test", eval_every=None), cast("Dataset", Nothing()),
+                               ReformerLM(tiny_model(), seed=0))

@@ -149,8 +149,9 @@ class Run:
         self.optimizer = build_optimizer(config.optimizer, self.model)
         self.state = WholeState(self.optimizer) if processes.shard else self.optimizer
         if checkpoint is not None:
+            saved = load_state(checkpoint, self.state)
             with of_this_run(checkpoint):
-                self.counters = Counters(**load_state(checkpoint, self.state))
+                self.counters = Counters(**saved)
             self.saved_step = self.counters.step
         self.log = MetricsLog(folder.metrics, self.counters.metrics_position) if processes.is_first else NoLog()
         self.began = time.perf_counter() - self.counters.seconds
