@@ -1,5 +1,7 @@
 """The results in the repository: the reports and the README say what the files say."""
 
+import csv
+import json
 import shutil
 from pathlib import Path
 
@@ -7,8 +9,12 @@ import pytest
 
 from reformer_lab.cli.report import main, update_readme
 from reformer_lab.errors import UserError
+from reformer_lab.experiments.claim import ExperimentResults
+from reformer_lab.experiments.judging import mean_of
+from reformer_lab.reporting.records import read_results, read_suite
 
 ROOT = Path(__file__).parent.parent
+README = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
 SUITES = sorted(path.parent.name for path in (ROOT / "results").glob("*/suite.json"))
 
 
@@ -66,3 +72,43 @@ def test_a_readme_without_a_place_for_the_table_is_left_alone(tmp_path: Path) ->
     with pytest.raises(UserError, match="claims:begin"):
         update_readme(readme, [], tmp_path)
     assert readme.read_text(encoding="utf-8") == "nothing\n"
+
+
+def rows(name: str) -> list[dict[str, str]]:
+    with (ROOT / "results" / "benchmarks" / name).open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_benchmarks_in_the_words_of_the_readme() -> None:
+    both = [row for row in rows("attention-cpu.csv") if (row["length"], row["pass"]) == ("16384", "forward+backward")]
+    faster = {(row["what"], row["contender"]): float(row["times_faster"]) for row in both}
+    layer, exact = faster["layer", "lsh-native"], faster["operator", "lsh-native"]
+    assert (f"operator is {exact:.0f} times as fast as torch's exact attention, a layer with its projections {layer:.1f} "
+            f"times, and {layer / faster['layer', 'transformers']:.1f} and {layer / faster['layer', 'reformer-pytorch']:.1f} "
+            "times as fast as those of transformers and reformer-pytorch") in README
+    steps = {row["contender"]: row for row in rows("step-cpu.csv")}
+    ours = steps.pop("reformer-lab")
+    times = [float(ours["tokens_per_second"]) / float(peer["tokens_per_second"]) for peer in steps.values()]
+    memory = float(ours["peak_bytes"]) / min(float(peer["peak_bytes"]) for peer in steps.values())
+    assert f"training step of six layers {times[0]:.1f} and {times[1]:.1f} times, in {memory:.2f} of the memory" in README
+
+
+def test_the_autopsy_in_the_words_of_the_readme() -> None:
+    small = ROOT / "results" / "small"
+    results = ExperimentResults.of_suite("autopsy", read_suite(small), read_results(small))
+
+    def percent(fault: str, evaluation: str) -> str:
+        found = mean_of(results, f"copying with full attention: {fault}", "evaluations", evaluation, "accuracy")
+        assert found is not None
+        return f"{100 * found.value:.1f} %"
+
+    both = "flat logits and raw keys"
+    assert f"together they turn {percent('none', 'LSH-8')} into {percent(both, 'LSH-8')} (2021: 1.37 %)" in README
+    assert f"with one round into {percent(both, 'LSH-1')} (4.56 %)" in README
+
+
+def test_the_long_run_in_the_words_of_the_readme() -> None:
+    events = [json.loads(line) for line in (ROOT / "results" / "books.jsonl").read_text(encoding="utf-8").splitlines()]
+    bits, minutes = events[-1]["evaluations"]["own"]["bits"], events[-1]["seconds"] / 60
+    assert f"reaches {bits:.2f} bits per byte on the validation split" in README
+    assert f"after {minutes:.0f} minutes on one core" in README
