@@ -30,6 +30,7 @@ from reformer_lab.cli.report import print_report
 from reformer_lab.data.corpus_file import open_corpus_file
 from reformer_lab.data.image_sources import holds_images, open_source
 from reformer_lab.errors import UserError
+from reformer_lab.files import sha256
 from reformer_lab.integrations.huggingface import from_huggingface, to_huggingface
 from reformer_lab.integrations.trax import from_trax, to_trax_arrays
 from reformer_lab.models.config import NUMERICS, ReformerConfig
@@ -37,7 +38,6 @@ from reformer_lab.models.language_model import ReformerLM
 from reformer_lab.terminal import visible
 from reformer_lab.training.checkpoint import CHECKSUMS, load_checkpoint, newest_checkpoint, save_checkpoint
 from reformer_lab.training.config import RunConfig
-from reformer_lab.training.files import sha256
 from reformer_lab.training.optimizers import build_optimizer
 from reformer_lab.training.run_folder import read_config_file
 from training.tiny_runs import tiny_model, tiny_run

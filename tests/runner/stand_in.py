@@ -30,8 +30,10 @@ def stop(*_: object) -> None:
     sys.exit(143)
 
 
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # that it was started is noted before that it was stopped
 signal.signal(signal.SIGTERM, stop)
 note("started")
+signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 print(json.dumps({"progress": 1, "total": 2, "text": "half"}), flush=True)
 if behaviour == "fail":
     print(json.dumps({"error": "it had to fail"}), flush=True)

@@ -282,7 +282,7 @@ def test_a_full_disk_is_named_and_costs_no_finished_run(
 def test_what_a_killed_suite_had_begun_to_write_goes(log: Path, tmp_path: Path) -> None:
     wanted = plan(training(0))
     run(wanted, tmp_path / "suite")
-    leftovers = [tmp_path / "suite" / ".suite.json.tmp-7", tmp_path / "suite" / "results" / ".arm.jsonl.tmp-7"]
+    leftovers = [tmp_path / "suite" / ".tmp-7-suite.json", tmp_path / "suite" / "results" / ".tmp-7-arm.jsonl"]
     for path in leftovers:
         path.touch()
     run(wanted, tmp_path / "suite")

@@ -68,7 +68,7 @@ def main(argv: list[str]) -> int:
 
 def _write(model: "ReformerLM", dest_format: str, dest: Path) -> None:
     """Write the model to a new or empty folder, which stays empty where that fails."""
-    from reformer_lab.training.files import TEMPORARY, writing
+    from reformer_lab.files import TEMPORARY, writing
 
     with writing(dest, "name another folder"):
         dest.mkdir(parents=True, exist_ok=True)

@@ -47,9 +47,8 @@ def update_readme(path: Path, rows: "Sequence[ClaimRow]", folder: Path) -> None:
 
     A UserError names a file without a place for it.
     """
-    from reformer_lab.reporting.records import write_atomically
+    from reformer_lab.files import write_text, writing
     from reformer_lab.reporting.verdicts import one_line_table_markdown
-    from reformer_lab.training.files import writing
 
     begin, end = README_MARKS
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
@@ -59,7 +58,7 @@ def update_readme(path: Path, rows: "Sequence[ClaimRow]", folder: Path) -> None:
         raise UserError(f"{path} has no lines {begin.strip()} and {end}: add them where the table should stand")
     results = Path(os.path.relpath(folder, path.parent)).as_posix()
     with writing(path, "name another file with --readme"):
-        write_atomically(path, before + begin + one_line_table_markdown(rows, results) + end + after)
+        write_text(path, before + begin + one_line_table_markdown(rows, results) + end + after)
 
 
 def print_report(folder: Path) -> "list[ClaimRow]":

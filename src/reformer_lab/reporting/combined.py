@@ -9,8 +9,9 @@ from pathlib import Path
 
 from reformer_lab.errors import UserError
 from reformer_lab.experiments.claim import SCALE_NOTES, SCALES, Experiment, check_scale
+from reformer_lab.files import write_text
 from reformer_lab.reporting.page import machine_text, render, started_text, write_report
-from reformer_lab.reporting.records import Record, Suite, read_results, read_suite, write_atomically
+from reformer_lab.reporting.records import Record, Suite, read_results, read_suite
 from reformer_lab.reporting.verdicts import ClaimRow, combined_rows, suite_results, tally, verdict_rows
 
 
@@ -59,8 +60,8 @@ def write_combined_report(folder: Path, experiments: Sequence[Experiment]) -> tu
     combined = combined_rows(rows)
     context = {"suites": suites, "rows": combined, "tally": tally(combined)}
     try:
-        write_atomically(folder / "REPRODUCTION.md", render("combined.md.jinja", context))
-        write_atomically(folder / "index.html", render("combined.html.jinja", context))
+        write_text(folder / "REPRODUCTION.md", render("combined.md.jinja", context))
+        write_text(folder / "index.html", render("combined.html.jinja", context))
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error.strerror}): make room or give rights there, or copy the results "
                         "elsewhere") from error

@@ -20,8 +20,9 @@ from reformer_lab.experiments.claim import (
     check_scale,
     not_understood,
 )
+from reformer_lab.files import write_text
 from reformer_lab.reporting.figures import DARK, LIGHT, css_variables, inline_svg, standalone_svg
-from reformer_lab.reporting.records import MissingResult, Record, Suite, write_atomically
+from reformer_lab.reporting.records import MissingResult, Record, Suite
 from reformer_lab.reporting.section import Cell, Figure, Section, Table
 from reformer_lab.reporting.text import duration_text, flat, markdown_code, markdown_text, number_text, slug
 from reformer_lab.reporting.verdicts import ClaimRow, rerun_command, suite_results, tally, verdict_rows
@@ -76,9 +77,9 @@ def write_report(folder: Path, suite: Suite, experiments: Sequence[Experiment], 
     try:
         for chapter in context["chapters"]:
             for drawing in chapter.drawings:
-                write_atomically(target / "figures" / f"{drawing.name}.svg", drawing.standalone)
-        write_atomically(target / "REPRODUCTION.md", render("report.md.jinja", context))
-        write_atomically(target / "index.html", render("report.html.jinja", context))
+                write_text(target / "figures" / f"{drawing.name}.svg", drawing.standalone)
+        write_text(target / "REPRODUCTION.md", render("report.md.jinja", context))
+        write_text(target / "index.html", render("report.html.jinja", context))
     except OSError as error:
         raise UserError(f"{target} cannot be written ({error.strerror}); give another --output") from error
     return target / "index.html"

@@ -5,17 +5,14 @@ loop or the benchmark wrote them. `<folder>/suite.json` holds the suite's scale,
 say what is missing. Both are written atomically. Free of torch.
 """
 
-import contextlib
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from reformer_lab.errors import UserError
-
-_TEMPORARY = ".tmp-"
+from reformer_lab.files import write_text
 
 
 class MissingResult(LookupError):
@@ -147,7 +144,7 @@ class Suite:
         values = {"scale": self.scale, "started": self.started, "seconds": self.seconds, "command": self.command}
         values |= {"corpus": self.corpus} if self.corpus else {}
         text = json.dumps({**values, "environment": dict(self.environment), "arms": entries}, indent=1)
-        write_atomically(folder / "suite.json", text + "\n")
+        write_text(folder / "suite.json", text + "\n")
 
 
 def read_suite(folder: Path) -> Suite:
@@ -217,32 +214,5 @@ def write_record(folder: Path, header: Mapping[str, Any], events: Iterable[Mappi
     """Write `<folder>/results/<header["arm"]>.jsonl` atomically and return its path."""
     lines = [json.dumps({"event": "run", **header}), *(json.dumps(event) for event in events)]
     path = folder / "results" / f"{header['arm']}.jsonl"
-    write_atomically(path, "\n".join(lines) + "\n")
+    write_text(path, "\n".join(lines) + "\n")
     return path
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove what a process that was killed had begun to write in the folder of a suite."""
-    for pattern in (f".*{_TEMPORARY}*", f"results/.*{_TEMPORARY}*"):
-        for leftover in folder.glob(pattern):
-            leftover.unlink()
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that a reader never sees half of it; folders are made as needed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}{_TEMPORARY}{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8", errors="replace") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the name, too, is on the disk
-    finally:
-        os.close(folder)

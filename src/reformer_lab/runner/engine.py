@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, Any
 
 from reformer_lab.errors import UserError
 from reformer_lab.experiments.claim import Arm
+from reformer_lab.files import remove_leftovers, writing
 from reformer_lab.locks import release_lock, take_lock
-from reformer_lab.reporting.records import Suite, read_record, read_suite, remove_leftovers, write_record
+from reformer_lab.reporting.records import Suite, read_record, read_suite, write_record
 from reformer_lab.runner.display import Display
 from reformer_lab.runner.plan import Plan, on_one_gpu
 from reformer_lab.runner.process import Worker, WorkerProcess
-from reformer_lab.training.files import writing
 
 if TYPE_CHECKING:
     from reformer_lab.runner.cluster import Cluster
@@ -72,6 +72,7 @@ def run_suite(
                       environment=environment, seconds=None, corpus=plan.corpus)
         with writing(output):
             remove_leftovers(output)
+            remove_leftovers(output / "results")
             suite.write(output)
         earlier = (before.seconds or 0.0) if before else 0.0
         start = time.monotonic()

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from reformer_lab.errors import OutOfMemory, UserError, is_out_of_memory
+from reformer_lab.files import writing
 from reformer_lab.locks import FolderInUse, locked
-from reformer_lab.training.files import writing
 
 EXIT_FAILED = 1
 EXIT_STOPPED = 143

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_model
 
 from reformer_lab.errors import UserError, is_out_of_memory
-from reformer_lab.training.files import TEMPORARY, sha256, sync, sync_all, write_json, writing
+from reformer_lab.files import TEMPORARY, remove_leftovers, sha256, sync, sync_all, write_json, writing
 from reformer_lab.training.run_folder import final_event
 
 CHECKSUMS = "checksums.json"
@@ -52,8 +52,7 @@ def save_checkpoint(folder: Path, model: Any, optimizer: HasState, counters: dic
     temporary = folder / f"{TEMPORARY}{os.getpid()}-{step}"
     with writing(folder):
         try:
-            for leftover in folder.glob(f"{TEMPORARY}*"):  # of a process that was killed while it wrote
-                shutil.rmtree(leftover)
+            remove_leftovers(folder)
             temporary.mkdir(parents=True)
             sync(folder.parent)
             model.save_pretrained(temporary)

@@ -19,12 +19,12 @@ from reformer_lab.data.dataset import Batch, Dataset, open_dataset
 from reformer_lab.errors import OutOfMemory, UserError, is_out_of_memory, wanted_memory
 from reformer_lab.evaluation.evaluate import autocast, evaluate, split_sizes
 from reformer_lab.evaluation.metrics import IGNORED, Metrics
+from reformer_lab.files import TEMPORARY, sync, sync_all, writing
 from reformer_lab.models.language_model import ReformerLM
 from reformer_lab.seeds import derive_seed
 from reformer_lab.training.checkpoint import load_state, load_weights, newest_checkpoint, of_this_run, save_checkpoint, steps_of
 from reformer_lab.training.config import Evaluation, RunConfig
 from reformer_lab.training.diagnosis import first_weight_not_finite, where_not_finite
-from reformer_lab.training.files import TEMPORARY, sync, sync_all, writing
 from reformer_lab.training.interruption import StopRequests
 from reformer_lab.training.onlooker import NoLog, SeenFolder
 from reformer_lab.training.optimizers import build_optimizer, learning_rate, set_learning_rate

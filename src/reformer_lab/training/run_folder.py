@@ -9,15 +9,14 @@
 
 import contextlib
 import json
-import shutil
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from reformer_lab.errors import UserError
+from reformer_lab.files import TEMPORARY, remove_leftovers, sync, write_json, writing
 from reformer_lab.locks import release_lock, take_lock
 from reformer_lab.training.config import RunConfig
-from reformer_lab.training.files import TEMPORARY, sync, write_json, writing
 from reformer_lab.training.tracking import Event, environment, read_events
 
 LOCK = "run.lock"
@@ -48,7 +47,7 @@ class RunFolder:
         try:
             self._check_owner()  # another process may have started a run between the check and the lock
             with writing(path):
-                self._remove_leftovers()
+                remove_leftovers(self.path)
                 if not (path / "environment.json").exists():
                     write_json(path / "environment.json", environment())
         except BaseException:
@@ -87,14 +86,6 @@ class RunFolder:
         if foreign:
             raise UserError(f"{self.path} is not empty and holds no run ({foreign[0]}): "
                             "choose a new or an empty folder with --output")
-
-    def _remove_leftovers(self) -> None:
-        """Remove what a process that was killed had begun to write."""
-        for leftover in self.path.glob(f"{TEMPORARY}*"):
-            if leftover.is_dir():
-                shutil.rmtree(leftover)
-            else:
-                leftover.unlink()
 
     def claim(self, fingerprint: str) -> None:
         """Record the configuration and the data's fingerprint, or check that the recorded one is the same."""

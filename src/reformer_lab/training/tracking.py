@@ -16,7 +16,7 @@ import torch
 
 from reformer_lab import __version__
 from reformer_lab.errors import UserError
-from reformer_lab.training.files import sync, writing
+from reformer_lab.files import sync, writing
 
 Event = dict[str, Any]
 Progress = Callable[[Event], None]

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -59,13 +60,32 @@ def sync_all(folder: Path) -> None:
     sync(folder)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` as JSON to `path`: the old content or the new one, never a part."""
+def write_text(path: Path, text: str) -> None:
+    """Write a text file: the old content or the new one, never a part. Its folder is made where it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
-    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    sync(temporary)
-    temporary.rename(path)
+    try:
+        temporary.write_text(text, encoding="utf-8", errors="replace")
+        sync(temporary)
+        temporary.rename(path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
     sync(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as JSON, like `write_text`."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a process that was killed had begun to write in a folder."""
+    for leftover in folder.glob(f"{TEMPORARY}*"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink()
 
 
 def sha256(path: Path) -> str:
