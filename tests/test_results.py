@@ -4,14 +4,17 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from statistics import median
 
 import pytest
 
 from reformer_lab.cli.report import main, update_readme
 from reformer_lab.errors import UserError
 from reformer_lab.experiments.claim import ExperimentResults
-from reformer_lab.experiments.judging import mean_of
+from reformer_lab.experiments.judging import mean_of, paired_difference
+from reformer_lab.experiments.yardstick import EXACT, at_equal_time, crossing_of, seconds_name, seconds_of
 from reformer_lab.reporting.records import read_results, read_suite
+from reformer_lab.reporting.statistics import Estimate
 
 ROOT = Path(__file__).parent.parent
 README = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
@@ -93,9 +96,35 @@ def test_benchmarks_in_the_words_of_the_readme() -> None:
     assert f"training step of six layers {times[0]:.1f} and {times[1]:.1f} times, in {memory:.2f} of the memory" in README
 
 
+def small(experiment: str) -> ExperimentResults:
+    folder = ROOT / "results" / "small"
+    return ExperimentResults.of_suite(experiment, read_suite(folder), read_results(folder))
+
+
+def test_the_yardstick_in_the_words_of_the_readme() -> None:
+    results = small("yardstick")
+    crossing = crossing_of(results, "LSH-8", EXACT)
+    assert f"from about {crossing.value:,.0f} [{crossing.low:,.0f}, {crossing.high:,.0f}]" in README
+    longest = {name: median(seconds) for name, seconds in seconds_of(results, seconds_name(16_384)).items()}
+    assert (f"at 16,384 tokens LSH-1 is {longest[EXACT] / longest['LSH-1']:.1f} times as fast, "
+            f"LSH-8 {longest[EXACT] / longest['LSH-8']:.1f} times") in README
+
+    def worse(difference: Estimate, sign: int) -> str:
+        assert difference.low is not None
+        assert difference.high is not None
+        low, high = sorted((sign * difference.low, sign * difference.high))
+        return f"{sign * difference.value:.3f} [{low:.3f}, {high:.3f}]"
+
+    equal_time = {name: at_equal_time(results, name)[1] for name in ("LSH-1", "LSH-2", "LSH-4", "LSH-8")}
+    assert f"for the same seconds of training LSH-1 is better by {worse(equal_time['LSH-1'], -1)} bits per byte" in README
+    assert f"LSH-8 is worse by {worse(equal_time['LSH-8'], 1)};" in README
+    assert f"for the same steps LSH-1 is worse by {worse(paired_difference(results, 'LSH-1', EXACT), 1)}." in README
+    for name in ("LSH-2", "LSH-4"):
+        assert (equal_time[name].low or 0.0) < 0 < (equal_time[name].high or 0.0)
+
+
 def test_the_autopsy_in_the_words_of_the_readme() -> None:
-    small = ROOT / "results" / "small"
-    results = ExperimentResults.of_suite("autopsy", read_suite(small), read_results(small))
+    results = small("autopsy")
 
     def percent(fault: str, evaluation: str) -> str:
         found = mean_of(results, f"copying with full attention: {fault}", "evaluations", evaluation, "accuracy")
